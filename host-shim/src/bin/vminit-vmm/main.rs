@@ -1,0 +1,2 @@
+//! vminit-vmm
+fn main() {}

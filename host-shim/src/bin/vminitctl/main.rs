@@ -1,0 +1,2 @@
+//! vminitctl
+fn main() {}

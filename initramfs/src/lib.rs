@@ -1,0 +1,1 @@
+//! Packs a reproducible initramfs.

@@ -1,0 +1,1 @@
+//! When to restart a process that ended.

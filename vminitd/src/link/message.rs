@@ -1,0 +1,255 @@
+//! What init and the agent say to each other: one message per datagram of a seqpacket socketpair.
+//!
+//! Owns: the vocabulary. Both ends are the same binary, so there is no versioning.
+//! Promises: every request that carries a `request` is answered once by a message that carries the
+//! same number, unless the asking agent has died; then the answer goes to the next agent.
+//! Never: carries bytes of a container's stdio, or anything that init would have to interpret.
+//!
+//! File descriptors ride along as SCM_RIGHTS, in the order that a variant's doc gives.
+
+use serde::{Deserialize, Serialize};
+
+/// Number of a request, chosen by the agent; unique over all agents of one boot, because an agent
+/// starts counting where [`ToAgent::Welcome`] tells it to.
+pub type RequestId = u64;
+
+/// init's name for a launched process. Pids are recycled by the kernel, these never are.
+pub type ProcessHandle = u64;
+
+/// From the agent to init.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToInit {
+    /// The agent accepts connections: its restart back-off starts anew.
+    Serving,
+    /// Answer to [`ToAgent::Ping`].
+    Pong {
+        /// The ping's number.
+        beat: u64,
+    },
+    /// Fork a launcher. Fds: see [`Launch::fds`]. Answered by [`ToAgent::Launched`] or
+    /// [`ToAgent::LaunchFailed`].
+    Launch {
+        /// Names the answer.
+        request: RequestId,
+        /// What to launch.
+        launch: Launch,
+    },
+    /// Kill the launcher of `request`, if it still runs; its `LaunchFailed` follows.
+    CancelLaunch {
+        /// The launch request.
+        request: RequestId,
+    },
+    /// Drop the memory of a launched process of which the agent no longer wants to hear (its
+    /// container was deleted).
+    Forget {
+        /// The process.
+        process: ProcessHandle,
+    },
+    /// Put the fds that ride along into safe keeping under `key`. A key in use is added to.
+    Keep {
+        /// For example `stdio/<container>/<exec>` or `stream/<id>`.
+        key: String,
+        /// What each fd is, in order, for the next agent.
+        names: Vec<String>,
+    },
+    /// Close what is kept under `key`; answered by [`ToAgent::Released`] after the close.
+    Release {
+        /// Names the answer.
+        request: RequestId,
+        /// The key; an unknown one is answered like a known one.
+        key: String,
+    },
+    /// The exits up to and including this number are recorded; init may forget them.
+    AckExits {
+        /// [`Exit::number`].
+        number: u64,
+    },
+    /// Stop everything and end the VM.
+    PowerOff {
+        /// Restart instead of power-off.
+        reboot: bool,
+        /// For the console.
+        reason: String,
+    },
+}
+
+/// From init to the agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// First message to every agent. Fds: the RPC listener, then the stream listener. Followed by
+    /// [`ToAgent::Kept`], [`ToAgent::Exited`], [`ToAgent::Launched`] and
+    /// [`ToAgent::LaunchFailed`] of what the agents before left unanswered or unacknowledged, and by
+    /// [`ToAgent::Caught`].
+    Welcome {
+        /// 1 for the first agent of this boot.
+        generation: u32,
+        /// First request number to use.
+        first_request: RequestId,
+        /// [`Phase`] stamps, CLOCK_BOOTTIME in microseconds.
+        stamps: Vec<(Phase, u64)>,
+    },
+    /// Fds kept under a key, handed back (as duplicates; init keeps its own).
+    Kept {
+        /// The key.
+        key: String,
+        /// What each fd is, in order.
+        names: Vec<String>,
+    },
+    /// The agent now knows all that init knows.
+    Caught,
+    /// Are you there? Answer with [`ToInit::Pong`].
+    Ping {
+        /// Number of the ping.
+        beat: u64,
+    },
+    /// The launcher succeeded. Fd: a pidfd of the process.
+    Launched {
+        /// The launch request.
+        request: RequestId,
+        /// What was launched, for an agent that did not ask for it.
+        target: Target,
+        /// init's name for the process.
+        process: ProcessHandle,
+        /// Its pid in the root pid namespace.
+        pid: i32,
+    },
+    /// The launcher failed, hung or was killed; nothing of it is left but what it may have put on
+    /// disk, which the agent removes.
+    LaunchFailed {
+        /// The launch request.
+        request: RequestId,
+        /// What was to be launched.
+        target: Target,
+        /// Whose fault.
+        failure: Failure,
+        /// The whole cause chain, `a: b: c`.
+        reason: String,
+    },
+    /// A launched process exited.
+    Exited(Exit),
+    /// Answer to [`ToInit::Release`].
+    Released {
+        /// The release request.
+        request: RequestId,
+    },
+    /// init was asked to end the VM (signal, power button); the agent stops what runs and then
+    /// sends [`ToInit::PowerOff`]. init does it alone when that takes too long.
+    ShuttingDown {
+        /// Restart instead of power-off.
+        reboot: bool,
+    },
+}
+
+/// How a launched process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Ascending in the order of death, without gaps.
+    pub number: u64,
+    /// Which process.
+    pub process: ProcessHandle,
+    /// Its pid in the root pid namespace.
+    pub pid: i32,
+    /// Exit code, or 128 + signal.
+    pub status: u32,
+    /// When init saw it: CLOCK_REALTIME, seconds and nanoseconds.
+    pub at: (i64, u32),
+}
+
+/// What a launcher is to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The container, or the exec in it.
+    pub target: Target,
+    /// The order of the fds that ride along. `Stdin`, `Stdout`, `Stderr` become the process's fds
+    /// 0 to 2 (absent: /dev/null); `Console` is a listening AF_UNIX socket's connected peer to
+    /// which the pty master is sent.
+    pub fds: Vec<FdRole>,
+    /// How long it may take in milliseconds, hooks included.
+    pub deadline_ms: u64,
+    /// What to run.
+    pub job: Job,
+}
+
+/// A process as the host names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Target {
+    /// Container id.
+    pub container: String,
+    /// Exec id; empty for the container's init.
+    pub exec: String,
+}
+
+/// The launcher's job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Job {
+    /// libcontainer's create. The bundle's config.json is final: the agent has rewritten cgroup
+    /// path, root path and namespaces as it wants them.
+    Create {
+        /// Directory with config.json.
+        bundle: String,
+        /// chroot-like MS_MOVE instead of pivot_root.
+        no_pivot: bool,
+        /// Keep the session keyring of init.
+        no_new_keyring: bool,
+        /// Let the container make AF_VSOCK sockets.
+        allow_vsock: bool,
+        /// A pty is wanted; `Console` is among the fds.
+        terminal: bool,
+    },
+    /// A further process in a running container.
+    Exec {
+        /// Path of a file with the OCI process as JSON.
+        process: String,
+        /// A pty is wanted; `Console` is among the fds.
+        terminal: bool,
+        /// Keep the session keyring of init.
+        no_new_keyring: bool,
+        /// Let the process make AF_VSOCK sockets.
+        allow_vsock: bool,
+    },
+    /// libcontainer's start, for a container with poststart hooks.
+    StartWithHooks,
+    /// libcontainer's delete, for a container with poststop hooks.
+    DeleteWithHooks,
+}
+
+/// What an fd of a launch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FdRole {
+    /// Read end for the process's fd 0.
+    Stdin,
+    /// Write end for the process's fd 1.
+    Stdout,
+    /// Write end for the process's fd 2.
+    Stderr,
+    /// Where the pty master goes.
+    Console,
+}
+
+/// Why a launch failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// libcontainer refused or failed: the reason says what.
+    Runtime,
+    /// The launcher was still running at its deadline and was killed.
+    Deadline,
+    /// The launcher died without a result.
+    Died,
+    /// The agent cancelled it.
+    Cancelled,
+    /// fork or socketpair failed: the VM is out of something.
+    Fork,
+}
+
+/// Moments of the boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// First instruction of ours in PID 1.
+    Pid1Entry,
+    /// Early mounts and cgroups are done.
+    SystemInit,
+    /// Both listeners are open.
+    Listening,
+    /// This agent was forked.
+    AgentForked,
+}

@@ -1,0 +1,1 @@
+//! The socketpair between init and the agent.

@@ -1,0 +1,2 @@
+//! vminitd.
+fn main() {}
