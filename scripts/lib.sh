@@ -45,8 +45,13 @@ apt_lock() {
 }
 apt_unlock() { exec {APT_LOCK}>&-; }
 
+# dpkg is talkative; what it said is shown when it failed.
 apt_get() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" >&2
+    local log=$CACHE/apt.log
+    mkdir -p "$CACHE"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" >"$log" 2>&1 && return
+    tail -n 20 "$log" >&2
+    return 1
 }
 
 # apt_need REASON PKG...: installs the packages that are missing, saying which and what for
@@ -71,4 +76,45 @@ apt_need() {
         }
     fi
     apt_unlock
+}
+
+# in_cache PATH CMD...: unless PATH (below the cache) exists, runs CMD with a new directory as last argument, which then becomes PATH.
+# So PATH is whole or absent, and of two runs at once one works and the other waits.
+in_cache() {
+    local path=$CACHE/$1 work lock
+    shift
+    [[ ! -e $path ]] || return 0
+    mkdir -p "${path%/*}" "$CACHE/tmp"
+    exec {lock}>"$path.lock"
+    flock -n "$lock" || {
+        say "another run is making ${path##*/}; waiting for it"
+        flock "$lock"
+    }
+    if [[ ! -e $path ]]; then
+        work=$(mktemp -d "$CACHE/tmp/${path##*/}.XXXXXX")
+        chmod 755 "$work"
+        if ! "$@" "$work"; then
+            rm -rf "$work"
+            return 1
+        fi
+        mv -T "$work" "$path"
+    fi
+    rm -f "$path.lock"
+    exec {lock}>&-
+}
+
+# system_hash: names what a binary is linked against
+system_hash() { { uname -m && grep -E '^(ID|VERSION_ID)=' /etc/os-release; } | short_hash; }
+
+# cargo_tool NAME VERSION TIME: a program from crates.io, built once; prints where it is
+cargo_tool() {
+    local path
+    path=tools/$1-$2-$(system_hash)
+    in_cache "$path" cargo_install "$1" "$2" "$3"
+    echo "$CACHE/$path/bin/$1"
+}
+cargo_install() {
+    say "building $1 $2 ($3; then it is in the cache)"
+    # RUSTFLAGS and target directories are the calling build's matter.
+    env -u RUSTFLAGS -u CARGO_TARGET_DIR -u CARGO_BUILD_TARGET cargo install --quiet --locked --version "$2" --root "$4" "$1" >&2
 }

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# qemu.sh: makes sure that there is a QEMU that runs our guests.
+# Debian 12's own 7.2 mis-emulates cmpxchg16b now and then, which crashes guests at random; backports has 10.0. It is fetched with an
+# apt configuration of our own (source list, lists), so that the machine's sources stay as they are.
+set -euo pipefail
+# shellcheck source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+OLDEST=8.2
+PACKAGES=(qemu-system-x86 seabios)
+
+at_least() { [[ $(printf '%s\n%s\n' "$OLDEST" "$1" | sort -V | head -n 1) == "$OLDEST" ]]; }
+
+installed_version() { qemu-system-x86_64 --version 2>/dev/null | sed -nE '1s/.*version ([0-9.]+).*/\1/p'; }
+
+apt_version() { LC_ALL=C apt-cache policy "${PACKAGES[0]}" 2>/dev/null | sed -nE 's/^ *Candidate: (.*:)?([0-9.]+).*/\2/p'; }
+
+# The machine's own mirror, and the key it trusts that mirror by.
+own_mirror() {
+    # shellcheck disable=SC2016 # apt's own variables
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+        awk -v release="$1" '$2 == release { print $1; exit }'
+}
+own_keyring() {
+    local key
+    key=$(grep -hrsE "^Signed-By: .*debian-archive" /etc/apt/sources.list.d | sed 's/^Signed-By: //;q')
+    for key in "$key" /usr/share/keyrings/debian-archive-keyring.gpg; do
+        [[ -n $key && -e $key ]] && echo "$key" && return
+    done
+}
+
+install_from_backports() {
+    local codename=$1 mirror keyring state=$CACHE/apt-backports options
+    mirror=$(own_mirror "$codename")
+    [[ -n $mirror ]] || die "no mirror for $codename in apt's sources; please install QEMU $OLDEST or later yourself"
+    keyring=$(own_keyring)
+    mkdir -p "$state/lists/partial"
+    printf "deb ${keyring:+[signed-by=$keyring] }$mirror %s main\n" "$codename" "$codename-updates" "$codename-backports" >"$state/sources.list"
+    options=(-o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$state/lists")
+    # apt drops root for its downloads and then cannot read below a private home.
+    options+=(-o APT::Sandbox::User=root)
+    apt_lock
+    say "installing ${PACKAGES[*]} from $codename-backports (30 s; apt's own sources stay as they are)"
+    apt_get "${options[@]}" update
+    apt_get "${options[@]}" -t "$codename-backports" install --no-install-recommends "${PACKAGES[@]}"
+    apt_unlock
+}
+
+main() {
+    local have candidate codename=
+    have=$(installed_version) || true
+    if [[ -n $have ]] && at_least "$have"; then return; fi
+    [[ -z $have ]] || say "QEMU $have is too old for our guests (it emulates an instruction wrongly); $OLDEST is the first that will do"
+    command -v apt-get >/dev/null || die "please install QEMU $OLDEST or later (qemu-system-x86_64)"
+    [[ -n $(apt_version) ]] || {
+        say "refreshing apt's package lists"
+        apt_get update
+    }
+    candidate=$(apt_version)
+    if [[ -n $candidate ]] && at_least "$candidate"; then
+        apt_need "running guests" "${PACKAGES[@]}"
+    elif codename=$(. /etc/os-release && [[ $ID == debian ]] && echo "$VERSION_CODENAME"); then
+        install_from_backports "$codename"
+    else
+        die "apt has QEMU ${candidate:-not at all}; please install $OLDEST or later (qemu-system-x86_64)"
+    fi
+    have=$(installed_version)
+    at_least "$have" || die "QEMU is $have after the installation; $OLDEST is the first that will do"
+    say "QEMU $have is there"
+}
+
+main && exit
