@@ -10,7 +10,6 @@
 # VMINITD_LINUX_TARBALL names another source (linux-6.12.*.tar.*) where apt has no linux-source-6.12.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=../scripts/lib.sh
 source "$HERE/../scripts/lib.sh"
 
 EXPECTED_STEPS=2000 # lines of make's short output, only for the progress line
@@ -33,31 +32,23 @@ main() {
     check_reasons
     apt_need "the kernel build" make gcc libc6-dev flex bison bc libelf-dev xz-utils perl
     find_source
+    reproducible
     if $check_only; then
         prepare_tree
         configure
         return
     fi
     # The configuration's own answer depends on the compiler, so the compiler is part of the name.
-    local id out
+    local id
     id=$({
         plain_fragments
-        declare -f prepare_tree configure build # without their comments: wording rebuilds nothing
+        declare -f reproducible configure compile # without their comments: wording rebuilds nothing
         echo "$source_id"
         gcc --version | head -1
         ld --version | head -1
     } | short_hash)
-    out=$CACHE/kernel/$arch-$id
-    if [[ ! -e $out ]]; then
-        mkdir -p "$CACHE/kernel"
-        exec {lock}>"$CACHE/kernel/$arch-$id.lock"
-        flock -n "$lock" || {
-            say "another run is building this kernel; waiting for it"
-            flock "$lock"
-        }
-        [[ -e $out ]] || build "$out"
-    fi
-    echo "$out"
+    in_cache "kernel/$arch-$id" build "$CACHE/kernel/$arch-$id.log"
+    echo "$CACHE/kernel/$arch-$id"
 }
 
 check_reasons() {
@@ -78,16 +69,17 @@ find_source() {
     fi
 }
 
+# Whose machine it was and when does not go into the image.
+reproducible() {
+    export KBUILD_BUILD_TIMESTAMP='1970-01-01 00:00:00 UTC' KBUILD_BUILD_USER=vminitd KBUILD_BUILD_HOST=vminitd KBUILD_BUILD_VERSION=1
+    export ARCH=$arch LC_ALL=C TZ=UTC
+}
+
 prepare_tree() {
-    mkdir -p "$CACHE/tmp"
-    work=$(mktemp -d "$CACHE/tmp/kernel.XXXXXX")
-    trap 'rm -rf "$work"' EXIT
+    temp_dir work kernel
     say "unpacking Linux ($source_id; 10 to 20 s)"
     mkdir "$work/src"
     tar -xf "$tarball" -C "$work/src" --strip-components=1
-    # Whose machine it was and when does not go into the image.
-    export KBUILD_BUILD_TIMESTAMP='1970-01-01 00:00:00 UTC' KBUILD_BUILD_USER=vminitd KBUILD_BUILD_HOST=vminitd KBUILD_BUILD_VERSION=1
-    export ARCH=$arch LC_ALL=C TZ=UTC
     cross=true
     if [[ $arch == arm64 && $MACHINE != aarch64 ]]; then
         if command -v aarch64-linux-gnu-gcc >/dev/null; then export CROSS_COMPILE=aarch64-linux-gnu-; else cross=false; fi
@@ -136,21 +128,25 @@ check_honoured() {
     say "$arch: $((checked - ${#skipped[@]})) of $checked fragment lines checked, all honoured"
 }
 
+# build LOG OUT: fills the directory OUT
 build() {
-    local out=$1 log=$1.log
+    local log=$1 out=$2
     prepare_tree
     configure
     say "building the $arch kernel (7 to 15 minutes on 2 cores; then it is in the cache)"
-    if ! make -C "$work/src" -j"$(nproc)" vmlinux 2>&1 | tee "$log" | progress; then
+    if ! compile 2>&1 | tee "$log" | progress; then
         grep -B2 -A10 -m1 -E 'error:|Error [0-9]' "$log" >&2 || tail -n 30 "$log" >&2
         die "the kernel build failed; all of its output is in $log"
     fi
-    mkdir "$work/out"
-    strip --strip-all -o "$work/out/vmlinux" "$work/src/vmlinux"
-    cp "$work/src/.config" "$work/out/config"
+    cp "$work/src/vmlinux.stripped" "$out/vmlinux"
+    cp "$work/src/.config" "$out/config"
     rm -f "$log"
-    mv -T "$work/out" "$out"
-    say "kernel $(make -s -C "$work/src" kernelrelease), $(($(stat -c %s "$out/vmlinux") >> 10)) KiB, in $out"
+    say "kernel $(make -s -C "$work/src" kernelrelease) is built, $(($(stat -c %s "$out/vmlinux") >> 10)) KiB"
+}
+
+compile() {
+    make -C "$work/src" -j"$(nproc)" vmlinux
+    strip --strip-all -o "$work/src/vmlinux.stripped" "$work/src/vmlinux"
 }
 
 # One line that is rewritten on a terminal; elsewhere one for each tenth.

@@ -3,8 +3,10 @@
 # Never: asks a question, touches /etc/apt, installs what is there already.
 # shellcheck shell=bash
 
+# shellcheck disable=SC2034 # for those who source this
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${VMINITD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vminitd}
+# shellcheck disable=SC2034
 MACHINE=$(uname -m)
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
@@ -78,26 +80,33 @@ apt_need() {
     apt_unlock
 }
 
+# temp_dir VAR NAME: a new directory on the cache's filesystem, gone when the script ends
+temp_dir() {
+    local -n dir=$1
+    mkdir -p "$CACHE/tmp"
+    find "$CACHE/tmp" -mindepth 1 -maxdepth 1 -mtime +1 -exec rm -rf {} + # of runs that were killed
+    dir=$(mktemp -d "$CACHE/tmp/$2.XXXXXX")
+    chmod 755 "$dir"
+    TEMP_DIRS+=("$dir")
+    trap 'rm -rf "${TEMP_DIRS[@]}"' EXIT
+}
+
 # in_cache PATH CMD...: unless PATH (below the cache) exists, runs CMD with a new directory as last argument, which then becomes PATH.
 # So PATH is whole or absent, and of two runs at once one works and the other waits.
 in_cache() {
-    local path=$CACHE/$1 work lock
+    local path=$CACHE/$1 new_dir lock
     shift
     [[ ! -e $path ]] || return 0
-    mkdir -p "${path%/*}" "$CACHE/tmp"
+    mkdir -p "${path%/*}"
     exec {lock}>"$path.lock"
     flock -n "$lock" || {
         say "another run is making ${path##*/}; waiting for it"
         flock "$lock"
     }
     if [[ ! -e $path ]]; then
-        work=$(mktemp -d "$CACHE/tmp/${path##*/}.XXXXXX")
-        chmod 755 "$work"
-        if ! "$@" "$work"; then
-            rm -rf "$work"
-            return 1
-        fi
-        mv -T "$work" "$path"
+        temp_dir new_dir "${path##*/}"
+        "$@" "$new_dir"
+        mv -T "$new_dir" "$path"
     fi
     rm -f "$path.lock"
     exec {lock}>&-

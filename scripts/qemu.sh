@@ -3,7 +3,6 @@
 # Debian 12's own 7.2 mis-emulates cmpxchg16b now and then, which crashes guests at random; backports has 10.0. It is fetched with an
 # apt configuration of our own (source list, lists), so that the machine's sources stay as they are.
 set -euo pipefail
-# shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 OLDEST=8.2

@@ -2,7 +2,6 @@
 # virtiofsd.sh: prints the path of a virtiofsd, the daemon behind shared directories; builds it from crates.io when it is not in the cache.
 # Debian 12 has no package of it (the C one went with QEMU 8), and a binary of a later release wants a later glibc.
 set -euo pipefail
-# shellcheck source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 VERSION=1.14.0
