@@ -1,1 +1,12 @@
-//! Packs a reproducible initramfs.
+//! Packs a reproducible initramfs: what goes in ([`Tree`]), how it is laid out ([`newc`]), how it is compressed ([`compress`]).
+//! Promises: the same files give the same bytes, whoever packs them, where and when; no root is needed.
+//! Never: takes a time, an owner or an inode number from the machine that packs.
+//!
+//! A tree knows nothing of archives, so that another layout (a read-only filesystem image) can be written from the same one.
+#![forbid(unsafe_code)]
+
+pub mod compress;
+pub mod newc;
+mod tree;
+
+pub use tree::{Node, Tree, TreeError};
