@@ -1,0 +1,1 @@
+//! A fork of init that runs libcontainer once.

@@ -1,0 +1,20 @@
+//! vminitd: PID 1 of a micro-VM, and the container agent in it. One binary, three roles:
+//!
+//! * [`init`]: PID 1. Boots, forks, reaps, keeps file descriptors, powers off. One thread.
+//! * [`agent`]: serves the host over vsock. Crash-only; init starts it again.
+//! * [`launcher`]: a fork of init that runs libcontainer once and exits.
+//!
+//! Between them: [`link`], the socketpair of init and agent. Below them: [`sys`], the only module
+//! with `unsafe`, a file per kernel object. What all must agree on: [`config`], [`limits`],
+//! [`paths`], [`log`].
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod config;
+pub mod init;
+pub mod launcher;
+pub mod limits;
+pub mod link;
+pub mod log;
+pub mod paths;
+pub mod sys;

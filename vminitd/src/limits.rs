@@ -1,0 +1,113 @@
+//! Every limit of the guest, with its unit.
+
+use std::time::Duration;
+
+// The link between init and agent.
+
+/// Bytes of one message between init and agent; above what any field's own limit adds up to.
+pub const LINK_MESSAGE_BYTES: usize = 64 * 1024;
+/// File descriptors on one message: the kernel's SCM_MAX_FD.
+pub const LINK_MESSAGE_FDS: usize = 253;
+/// Bytes of an error's cause chain; what is longer loses its end.
+pub const REASON_BYTES: usize = 16 * 1024;
+/// Messages that may wait for an agent that does not read; beyond, it is taken for wedged.
+pub const LINK_QUEUE_MESSAGES: usize = 16 * 1024;
+/// Messages that init reads from the agent before it looks at anything else again.
+pub const LINK_READS_PER_TURN: usize = 64;
+
+// What init keeps.
+
+/// File descriptors in safe keeping.
+pub const KEPT_FDS: usize = 64 * 1024;
+/// Bytes of a key, and of a name below it; a stream id has up to 512.
+pub const KEPT_NAME_BYTES: usize = 1024;
+/// Launches under way at the same time.
+pub const LAUNCHES: usize = 1024;
+
+// Deadlines.
+
+/// How long a launcher may take when nothing else is configured, hooks not counted.
+pub const LAUNCHER_DEADLINE: Duration = Duration::from_secs(60);
+/// Time between two pings of the agent.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Pings in a row that an agent may leave unanswered.
+pub const HEARTBEAT_MISSES: u32 = 5;
+/// What the agent has for stopping everything once init asked it to.
+pub const SHUTDOWN_BY_AGENT: Duration = Duration::from_secs(30);
+
+// Resources.
+
+/// What stays for init, agent and kernel when containers take all memory, in bytes.
+pub const RESERVED_MEMORY: u64 = 64 * 1024 * 1024;
+/// What the kernel does not take from init and agent under memory pressure, in bytes.
+pub const SELF_MEMORY_MIN: u64 = 32 * 1024 * 1024;
+/// cgroup v2's largest cpu.weight.
+pub const SELF_CPU_WEIGHT: u32 = 10_000;
+/// Open files of init and agent.
+pub const SELF_NOFILE: u64 = 1024 * 1024;
+/// Connections that wait for the agent's accept, on each listener.
+pub const LISTEN_BACKLOG: i32 = 128;
+/// Bytes of a host name: the kernel's limit.
+pub const HOSTNAME_BYTES: usize = 64;
+
+// Log.
+
+/// Bytes of a line that the kernel's log takes (it refuses 1024, priority included).
+pub const LOG_KMSG_BYTES: usize = 960;
+/// Bytes of a line on the console.
+pub const LOG_CONSOLE_BYTES: usize = 4096;
+
+// What the agent takes from the host.
+
+/// Bytes of a container's or exec's id; containerd's have at most 76.
+pub const ID_BYTES: usize = 128;
+/// Bytes of a bundle's file name: the kernel's NAME_MAX.
+pub const FILE_NAME_BYTES: usize = 255;
+/// Files of one bundle.
+pub const BUNDLE_FILES: usize = 64;
+/// Bytes of a bundle's files together; a ttrpc message has at most 4 MiB.
+pub const BUNDLE_BYTES: usize = 4 * 1024 * 1024;
+/// Mounts of one rootfs.
+pub const ROOTFS_MOUNTS: usize = 256;
+/// Options of one mount.
+pub const MOUNT_OPTIONS: usize = 1024;
+/// Connections to the RPC port at the same time; further ones are closed at once.
+pub const RPC_CONNECTIONS: usize = 256;
+/// Stream handshakes under way at the same time; further connections wait.
+pub const STREAM_HANDSHAKES: usize = 128;
+/// Streams that no process has claimed.
+pub const UNCLAIMED_STREAMS: usize = 1024;
+/// Events that may wait for one subscriber; one that is slower is dropped.
+pub const SUBSCRIBER_EVENTS: usize = 1024;
+/// Threads for what can block, at the same time.
+pub const BLOCKING_THREADS: usize = 64;
+
+// How long the agent waits.
+
+/// A stream's handshake.
+pub const STREAM_HANDSHAKE: Duration = Duration::from_secs(5);
+/// How old an unclaimed stream must be to give way to a new one when there are too many.
+pub const UNCLAIMED_STREAM_AGE: Duration = Duration::from_secs(60);
+/// Output that waits for the host, without progress, before an exit is published without it.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Silence after which a stream counts as empty once `CloseIO` was called.
+pub const STDIN_QUIET: Duration = Duration::from_millis(200);
+/// From SIGTERM to SIGKILL when the VM shuts down.
+pub const TERM_TO_KILL: Duration = Duration::from_secs(10);
+/// For killed processes to be gone.
+pub const KILL_TO_GONE: Duration = Duration::from_secs(10);
+/// For a cgroup to freeze or thaw.
+pub const FREEZE: Duration = Duration::from_secs(10);
+/// Between the last reply and the power-off, so that the reply leaves the VM.
+pub const REPLY_BEFORE_POWER_OFF: Duration = Duration::from_millis(100);
+/// After an accept that failed for lack of something, before the next.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// On top of a launch's own deadline, before an agent that did not ask for it gives it up.
+pub const ADOPTION_GRACE: Duration = Duration::from_secs(5);
+
+// How stdio is moved.
+
+/// Most bytes of one splice; a pipe holds 64 KiB.
+pub const SPLICE_BYTES: usize = 1024 * 1024;
+/// Splices of one stream before the others get a turn.
+pub const SPLICES_PER_TURN: u64 = 8;

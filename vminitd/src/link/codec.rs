@@ -1,0 +1,50 @@
+//! Messages to bytes and back.
+//!
+//! Promises: what [`encode`] made is at most [`LINK_MESSAGE_BYTES`] long and [`decode`] gives it
+//! back unchanged.
+//! Never: does I/O.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::limits::{LINK_MESSAGE_BYTES, REASON_BYTES};
+
+/// Why a message did not become bytes, or bytes no message. Always a defect of ours: both ends
+/// are the same binary.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The sender's message is longer than any message may be.
+    #[error("message of {0} bytes is too long for the link")]
+    TooLong(usize),
+    /// A message that cannot be encoded.
+    #[error("encode message")]
+    Encode(#[source] postcard::Error),
+    /// A datagram that is no message.
+    #[error("decode message")]
+    Decode(#[source] postcard::Error),
+}
+
+/// A message's bytes.
+pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, CodecError> {
+    let bytes = postcard::to_stdvec(message).map_err(CodecError::Encode)?;
+    if bytes.len() > LINK_MESSAGE_BYTES {
+        return Err(CodecError::TooLong(bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// The message in a datagram.
+pub fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, CodecError> {
+    postcard::from_bytes(bytes).map_err(CodecError::Decode)
+}
+
+/// The text, cut at a character's end so that it fits into a message's `reason`.
+pub fn bounded_reason(mut text: String) -> String {
+    if text.len() > REASON_BYTES {
+        let mut end = REASON_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+    text
+}

@@ -1,0 +1,135 @@
+//! Init's end of the link: never blocks, sends in order, keeps what does not fit yet.
+//!
+//! Owns: init's end of the socketpair and the messages that wait for room in it.
+//! Promises: messages arrive in the order of [`Link::send`]; a descriptor that rides along stays
+//! open until its message is out.
+//! Never: blocks; waits for more than [`LINK_QUEUE_MESSAGES`] messages to be read.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use super::codec::{self, CodecError};
+use super::message::{ToAgent, ToInit};
+use crate::limits::{LINK_MESSAGE_BYTES, LINK_QUEUE_MESSAGES};
+use crate::sys::seqpacket;
+
+/// Why the link is over; init then ends the agent and starts another.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The agent has closed its end.
+    #[error("the agent has closed the link")]
+    Closed,
+    /// The agent does not read.
+    #[error("{0} messages wait for an agent that does not read")]
+    QueueFull(usize),
+    /// The socket itself failed.
+    #[error("link to the agent")]
+    Socket(#[source] io::Error),
+    /// A message that is none: a defect of ours.
+    #[error("link to the agent")]
+    Codec(#[from] CodecError),
+}
+
+/// What the agent said.
+#[derive(Debug)]
+pub struct Received {
+    /// The message.
+    pub message: ToInit,
+    /// The descriptors that came along.
+    pub fds: Vec<OwnedFd>,
+    /// This process had no room for all of them.
+    pub fds_lost: bool,
+}
+
+/// Init's end.
+#[derive(Debug)]
+pub struct Link {
+    socket: OwnedFd,
+    waiting: VecDeque<(Vec<u8>, Vec<Rc<OwnedFd>>)>,
+    /// The kernel had no memory for the last message; room in the socket is no news then.
+    starved: bool,
+    buffer: Box<[u8]>,
+}
+
+impl Link {
+    /// Takes a non-blocking socket.
+    pub fn new(socket: OwnedFd) -> Link {
+        Link {
+            socket,
+            waiting: VecDeque::new(),
+            starved: false,
+            buffer: vec![0; LINK_MESSAGE_BYTES].into_boxed_slice(),
+        }
+    }
+
+    /// Sends the message, or puts it behind those that wait.
+    pub fn send(&mut self, message: &ToAgent, fds: Vec<Rc<OwnedFd>>) -> Result<(), LinkError> {
+        if self.waiting.len() >= LINK_QUEUE_MESSAGES {
+            return Err(LinkError::QueueFull(self.waiting.len()));
+        }
+        self.waiting.push_back((codec::encode(message)?, fds));
+        self.flush()
+    }
+
+    /// Sends what waits, as far as there is room.
+    pub fn flush(&mut self) -> Result<(), LinkError> {
+        self.starved = false;
+        while let Some((bytes, fds)) = self.waiting.front() {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
+            match seqpacket::send(self.socket.as_fd(), bytes, &fds) {
+                Ok(()) => drop(self.waiting.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if is_starved(&error) => {
+                    self.starved = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether messages wait for room in the socket: then the loop asks for POLLOUT.
+    pub fn waits_for_room(&self) -> bool {
+        !self.waiting.is_empty() && !self.starved
+    }
+
+    /// Whether messages wait for memory: then the loop calls [`Link::flush`] again in a while.
+    pub fn waits_for_memory(&self) -> bool {
+        self.starved
+    }
+
+    /// The agent's next message, if one is there.
+    pub fn receive(&mut self) -> Result<Option<Received>, LinkError> {
+        match seqpacket::receive(self.socket.as_fd(), &mut self.buffer) {
+            Ok(datagram) if datagram.bytes == 0 => Err(LinkError::Closed),
+            Ok(datagram) => Ok(Some(Received {
+                message: codec::decode(&self.buffer[..datagram.bytes])?,
+                fds: datagram.fds,
+                fds_lost: datagram.fds_lost,
+            })),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// ENOBUFS and ENOMEM pass; ETOOMANYREFS (descriptors in flight) does once the agent reads.
+fn is_starved(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS))
+}
+
+fn failed(error: io::Error) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => LinkError::Closed,
+        _ => LinkError::Socket(error),
+    }
+}

@@ -1,0 +1,42 @@
+//! Every path in the guest's filesystem that init, the launcher and the agent name.
+
+/// State that must survive the agent; a tmpfs.
+pub const STATE_DIR: &str = "/run/vminitd";
+/// libcontainer's state, a directory per container.
+pub const LIBCONTAINER_DIR: &str = "/run/vminitd/lc";
+/// What the agent records of its containers, a directory per container.
+pub const CONTAINERS_DIR: &str = "/run/vminitd/containers";
+/// Bundles, on a tmpfs of their own: a root filesystem below must not share one with /run.
+pub const BUNDLES_DIR: &str = "/run/bundles";
+/// A bundle's configuration, below the bundle.
+pub const BUNDLE_CONFIG: &str = "config.json";
+
+/// The one cgroup v2 hierarchy.
+pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// Init, agent and launchers.
+pub const CGROUP_SELF: &str = "/sys/fs/cgroup/vminitd";
+/// All containers, a directory per container.
+pub const CGROUP_CONTAINERS: &str = "/sys/fs/cgroup/containers";
+/// The same as it stands in a spec's `linux.cgroupsPath`: relative to the hierarchy's root.
+pub const CGROUP_CONTAINERS_IN_SPEC: &str = "/containers";
+
+/// Where the system's console is.
+pub const CONSOLE: &str = "/dev/console";
+/// The kernel's log.
+pub const KMSG: &str = "/dev/kmsg";
+/// Whether user space may write to the kernel's log as often as it likes.
+pub const PRINTK_DEVKMSG: &str = "/proc/sys/kernel/printk_devkmsg";
+/// The kernel's console log levels; the first figure counts.
+pub const PRINTK: &str = "/proc/sys/kernel/printk";
+/// The kernel command line.
+pub const CMDLINE: &str = "/proc/cmdline";
+
+/// What programs that init starts (the agent, hooks) find in `PATH`.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Numbers of the agent's that outlive it: the last event's.
+pub const AGENT_NUMBERS: &str = "/run/vminitd/numbers";
+/// Which boot this is.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The socket in libcontainer's directory of a container on which its init waits for its start.
+pub const NOTIFY_SOCKET: &str = "notify.sock";
