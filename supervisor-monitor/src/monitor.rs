@@ -298,10 +298,7 @@ impl Monitor {
     /// What a person asks for.
     #[must_use]
     pub fn status(&self, now: Duration) -> Status {
-        let forgiven = self
-            .state
-            .up_since()
-            .is_some_and(|since| self.was_stable(since, now));
+        let forgiven = self.state.up_since().is_some_and(|since| self.was_stable(since, now));
         Status {
             state: self.state.name(),
             restarts: self.restarts,
@@ -382,15 +379,11 @@ impl Monitor {
     fn past_limit(&self, restart_at: Duration) -> Option<GaveUp> {
         match self.policy.limit {
             Limit::StartsWithoutServing(starts) => {
-                (self.unserved >= starts).then_some(GaveUp::NeverServed {
-                    starts: self.unserved,
-                })
+                (self.unserved >= starts).then_some(GaveUp::NeverServed { starts: self.unserved })
             }
             Limit::RestartsWithin { restarts, window } => {
-                let recent = self
-                    .stamps
-                    .iter()
-                    .filter(|at| restart_at.saturating_sub(**at) < window);
+                let recent =
+                    self.stamps.iter().filter(|at| restart_at.saturating_sub(**at) < window);
                 (recent.count() >= restarts as usize)
                     .then_some(GaveUp::TooManyRestarts { restarts, window })
             }

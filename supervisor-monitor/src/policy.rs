@@ -78,10 +78,7 @@ impl Policy {
         second_delay: Duration::from_secs(2),
         longest_delay: Duration::from_secs(30),
         reset: Reset::StableRun(Duration::from_secs(300)),
-        limit: Limit::RestartsWithin {
-            restarts: 10,
-            window: Duration::from_secs(300),
-        },
+        limit: Limit::RestartsWithin { restarts: 10, window: Duration::from_secs(300) },
         grace: Duration::from_secs(10),
     };
 
@@ -99,10 +96,9 @@ impl Policy {
             },
             limit: match self.limit {
                 Limit::StartsWithoutServing(starts) => Limit::StartsWithoutServing(starts),
-                Limit::RestartsWithin { restarts, window } => Limit::RestartsWithin {
-                    restarts,
-                    window: short(window),
-                },
+                Limit::RestartsWithin { restarts, window } => {
+                    Limit::RestartsWithin { restarts, window: short(window) }
+                }
             },
             grace: short(self.grace),
         }
@@ -115,9 +111,7 @@ impl Policy {
             return self.first_delay.min(self.longest_delay);
         };
         let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        self.second_delay
-            .saturating_mul(factor)
-            .min(self.longest_delay)
+        self.second_delay.saturating_mul(factor).min(self.longest_delay)
     }
 }
 
@@ -125,10 +119,7 @@ impl fmt::Display for GaveUp {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NeverServed { starts } => {
-                write!(
-                    out,
-                    "gave up after {starts} starts in a row that never served"
-                )
+                write!(out, "gave up after {starts} starts in a row that never served")
             }
             Self::TooManyRestarts { restarts, window } => {
                 write!(out, "gave up after {restarts} restarts within {window:?}")
