@@ -12,6 +12,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$HERE/../scripts/lib.sh"
 
+work= # where the source is unpacked
 EXPECTED_STEPS=2000 # lines of make's short output, only for the progress line
 arch=x86_64
 check_only=false

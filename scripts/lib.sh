@@ -9,6 +9,9 @@ CACHE=${VMINITD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vminitd}
 # shellcheck disable=SC2034
 MACHINE=$(uname -m)
 
+# On a terminal cargo draws a bar; in a log its 300 lines help nobody.
+[[ -t 2 ]] || export CARGO_TERM_QUIET=${CARGO_TERM_QUIET:-true}
+
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
 die() {
     printf 'error: %s\n' "$*" >&2

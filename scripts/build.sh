@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# build.sh: leaves in dist/ what a user would install; `build.sh initramfs` only the guest binary and its archive.
+# Promises: with nothing changed it changes nothing in dist/ (a file is replaced only by different bytes, and by rename, so that a
+# running VM keeps what it has).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$ROOT"
+
+DIST=$ROOT/dist
+GUEST=$DIST/share/vminitd/$MACHINE # what the guest is made of; aarch64 is called arm64 there
+GUEST=${GUEST/%aarch64/arm64}
+TARGET=$MACHINE-unknown-linux-gnu
+
+# install_as MODE FROM TO
+install_as() {
+    cmp -s "$2" "$3" && return
+    mkdir -p "${3%/*}"
+    install -m "$1" "$2" "$3.new"
+    mv "$3.new" "$3"
+    echo "    ${3#"$ROOT/"}  $(($(stat -c %s "$3") >> 10)) KiB" >&2
+}
+
+# Static, so that the initramfs is one file; a target directory of its own, so that these flags do not make the host's crates build anew.
+guest_cargo() {
+    RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$MACHINE-linux-gnu \
+        cargo build --locked --profile guest --target "$TARGET" --target-dir target/guest "$@"
+}
+
+guest() {
+    say "guest binary (2 minutes when everything is new)"
+    guest_cargo -p vminitd
+    install_as 755 "target/guest/$TARGET/guest/vminitd" "$GUEST/vminitd"
+    # The archive is the same for the same bytes, so it is made anew each time; that takes a moment.
+    mkdir -p target
+    cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --compress zstd -o target/initramfs.cpio.zst
+    install_as 644 target/initramfs.cpio.zst "$GUEST/initramfs.cpio.zst"
+}
+
+host() {
+    say "host programs (2 minutes when everything is new)"
+    cargo build --locked --release -p host-shim --bins
+    local program
+    for program in vminitctl vminit-vmm; do
+        install_as 755 "target/release/$program" "$DIST/bin/$program"
+    done
+}
+
+# The kernel first: it takes longest, so what is wrong with it shows before a coffee, not after.
+if [[ ${1:-} != initramfs ]]; then
+    kernel=$(kernel-config/build.sh)
+    virtiofsd=$(scripts/virtiofsd.sh)
+    install_as 644 "$kernel/vmlinux" "$GUEST/vmlinux"
+    install_as 755 "$virtiofsd" "$DIST/libexec/vminitd/virtiofsd"
+    host
+fi
+guest
