@@ -163,7 +163,7 @@ fn window_slides() {
     assert_eq!(waits[7..], [s(30); 993]);
 
     let mut driver = started(Policy::SUPERVISOR);
-    assert_eq!(driver.waits(Life::Exits { after: s(9) - ms(1) }, 11).len(), 10);
+    assert_eq!(driver.waits(Life::Exits { after: s(9) - Duration::from_nanos(1) }, 11).len(), 10);
     assert!(matches!(driver.monitor.state(), State::GivenUp { .. }));
 }
 
