@@ -26,8 +26,8 @@ pub enum ToInit {
         /// The ping's number.
         beat: u64,
     },
-    /// Fork a launcher. Fds: see [`Launch::fds`]. Answered by [`ToAgent::Launched`] or
-    /// [`ToAgent::LaunchFailed`].
+    /// Fork a launcher. Fds: see [`Launch::fds`]. Answered by [`ToAgent::Launched`],
+    /// [`ToAgent::Done`] or [`ToAgent::LaunchFailed`].
     Launch {
         /// Names the answer.
         request: RequestId,
@@ -40,7 +40,7 @@ pub enum ToInit {
         request: RequestId,
     },
     /// Drop the memory of a launched process of which the agent no longer wants to hear (its
-    /// container was deleted).
+    /// container was deleted): its pidfd, its pty master, its exit.
     Forget {
         /// The process.
         process: ProcessHandle,
@@ -77,9 +77,11 @@ pub enum ToInit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToAgent {
     /// First message to every agent. Fds: the RPC listener, then the stream listener. Followed by
-    /// [`ToAgent::Kept`], [`ToAgent::Exited`], [`ToAgent::Launched`] and
-    /// [`ToAgent::LaunchFailed`] of what the agents before left unanswered or unacknowledged, and by
-    /// [`ToAgent::Caught`].
+    /// what init knows: [`ToAgent::Kept`] for each key, [`ToAgent::Launched`] for each process that
+    /// nobody has told init to forget, [`ToAgent::Done`] and [`ToAgent::LaunchFailed`] of what
+    /// ended while there was no agent, [`ToAgent::Launching`] for what is under way,
+    /// [`ToAgent::Exited`] for each exit that is not acknowledged, and by [`ToAgent::Caught`].
+    /// A launch that was asked for and is in none of these failed, or never reached init.
     Welcome {
         /// 1 for the first agent of this boot.
         generation: u32,
@@ -102,7 +104,9 @@ pub enum ToAgent {
         /// Number of the ping.
         beat: u64,
     },
-    /// The launcher succeeded. Fd: a pidfd of the process.
+    /// The launcher succeeded. Fds: a pidfd of the process, then, if a terminal was wanted, the
+    /// master of its pty. Repeated to every later agent until [`ToInit::Forget`], also when the
+    /// process has exited since; its [`ToAgent::Exited`] never comes before this.
     Launched {
         /// The launch request.
         request: RequestId,
@@ -112,6 +116,20 @@ pub enum ToAgent {
         process: ProcessHandle,
         /// Its pid in the root pid namespace.
         pid: i32,
+    },
+    /// The job that makes no process ([`Job::StartWithHooks`], [`Job::DeleteWithHooks`]) is done.
+    Done {
+        /// The launch request.
+        request: RequestId,
+        /// Whose.
+        target: Target,
+    },
+    /// A launch that an earlier agent asked for is under way; its answer will come to this one.
+    Launching {
+        /// The launch request.
+        request: RequestId,
+        /// What is being launched.
+        target: Target,
     },
     /// The launcher failed, hung or was killed; nothing of it is left but what it may have put on
     /// disk, which the agent removes.
@@ -160,9 +178,8 @@ pub struct Exit {
 pub struct Launch {
     /// The container, or the exec in it.
     pub target: Target,
-    /// The order of the fds that ride along. `Stdin`, `Stdout`, `Stderr` become the process's fds
-    /// 0 to 2 (absent: /dev/null); `Console` is a listening AF_UNIX socket's connected peer to
-    /// which the pty master is sent.
+    /// The order of the fds that ride along. They become the process's fds 0 to 2 (absent:
+    /// /dev/null). With a terminal none is needed.
     pub fds: Vec<FdRole>,
     /// How long it may take in milliseconds, hooks included.
     pub deadline_ms: u64,
@@ -193,14 +210,16 @@ pub enum Job {
         no_new_keyring: bool,
         /// Let the container make AF_VSOCK sockets.
         allow_vsock: bool,
-        /// A pty is wanted; `Console` is among the fds.
+        /// A pty is wanted (the spec's `process.terminal` says the same): its master comes with
+        /// [`ToAgent::Launched`], and init keeps it too.
         terminal: bool,
     },
     /// A further process in a running container.
     Exec {
         /// Path of a file with the OCI process as JSON.
         process: String,
-        /// A pty is wanted; `Console` is among the fds.
+        /// A pty is wanted (the spec's `process.terminal` says the same): its master comes with
+        /// [`ToAgent::Launched`], and init keeps it too.
         terminal: bool,
         /// Keep the session keyring of init.
         no_new_keyring: bool,
@@ -222,8 +241,6 @@ pub enum FdRole {
     Stdout,
     /// Write end for the process's fd 2.
     Stderr,
-    /// Where the pty master goes.
-    Console,
 }
 
 /// Why a launch failed.
