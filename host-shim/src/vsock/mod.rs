@@ -44,9 +44,6 @@ mod scatter;
 pub mod table;
 mod worker;
 
-#[cfg(test)]
-mod guest_model;
-
 use worker::{Command, Worker};
 
 /// What one device needs to know of its VM.
@@ -217,7 +214,11 @@ impl Handle {
     /// Dials `port` of the guest. `reply` is called exactly once, on the device's thread (or on this one when the
     /// device has ended), and must not block. The descriptor is a blocking, close-on-exec Unix stream socket;
     /// closing it ends the connection.
-    pub fn connect(&self, port: u32, reply: impl FnOnce(Result<OwnedFd, ConnectError>) + Send + 'static) {
+    pub fn connect(
+        &self,
+        port: u32,
+        reply: impl FnOnce(Result<OwnedFd, ConnectError>) + Send + 'static,
+    ) {
         self.command(Command::Connect { port, reply: Reply::new(reply) });
     }
 
@@ -231,7 +232,9 @@ impl Handle {
 }
 
 /// The answer that a dialler waits for: given once, at the latest when it is dropped.
-struct Reply(Option<Box<dyn FnOnce(Result<OwnedFd, ConnectError>) + Send>>);
+struct Reply(Option<Box<ReplyFn>>);
+
+type ReplyFn = dyn FnOnce(Result<OwnedFd, ConnectError>) + Send;
 
 impl Reply {
     fn new(reply: impl FnOnce(Result<OwnedFd, ConnectError>) + Send + 'static) -> Reply {

@@ -104,7 +104,12 @@ pub enum Refusal {
 impl Packet {
     /// Reads a header that the guest with `guest_cid` has put in front of `available` bytes, of which one packet may
     /// use `most`.
-    pub fn parse(raw: &RawHeader, guest_cid: u64, available: usize, most: u32) -> Result<Packet, Refusal> {
+    pub fn parse(
+        raw: &RawHeader,
+        guest_cid: u64,
+        available: usize,
+        most: u32,
+    ) -> Result<Packet, Refusal> {
         let fields = Fields::decode(raw);
         if fields.src_cid != guest_cid || fields.dst_cid != HOST_CID {
             return Err(Refusal::Ignore);
@@ -312,7 +317,9 @@ mod tests {
 
     #[test]
     fn a_shutdown_says_which_directions_ended() {
-        for (flags, receive, send) in [(0, false, false), (1, true, false), (2, false, true), (3, true, true)] {
+        for (flags, receive, send) in
+            [(0, false, false), (1, true, false), (2, false, true), (3, true, true)]
+        {
             let packet = parse(Fields { op: 4, flags, ..fields() }, 0).unwrap();
             assert_eq!(packet.op, Op::Shutdown(Shutdown { receive, send }));
         }
