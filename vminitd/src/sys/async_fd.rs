@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A registered descriptor, closed on drop. Deliberately never lends `&mut AsyncFd`: replacing the
@@ -17,6 +18,15 @@ impl AsyncOwnedFd {
         // SAFETY: the descriptor is owned by the AsyncFd, which nobody can reach mutably, so it
         // stays open and the same until it is deregistered on drop.
         let registered = unsafe { AsyncFd::register(fd) };
+        registered.map(AsyncOwnedFd).map_err(io::Error::from)
+    }
+
+    /// Registers a descriptor for exceptional conditions only: what sysfs, procfs and cgroupfs
+    /// files report when their content changed. Needs a tokio runtime.
+    pub fn for_changes(fd: OwnedFd) -> io::Result<AsyncOwnedFd> {
+        let interest = Interest::PRIORITY;
+        // SAFETY: as in `new`.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
         registered.map(AsyncOwnedFd).map_err(io::Error::from)
     }
 }

@@ -17,3 +17,10 @@ pub fn set_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
     fcntl(fd.as_raw_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(())
 }
+
+/// Whether it is a pipe or socket, which can block; a file or a device like /dev/null cannot, and
+/// epoll refuses it. fstat(2).
+pub fn is_pollable(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let kind = nix::sys::stat::fstat(fd.as_raw_fd())?.st_mode & libc::S_IFMT;
+    Ok(kind == libc::S_IFIFO || kind == libc::S_IFSOCK)
+}

@@ -1,0 +1,3 @@
+//! x
+/// x
+pub const ORIGINAL_CONFIG: &str = "config.original.json";
