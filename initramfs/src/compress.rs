@@ -15,7 +15,8 @@ use zstd::stream::raw::CParameter;
 const LZ4_LEGACY_MAGIC: u32 = 0x184C_2102;
 /// A legacy block unpacks to this many bytes, the last to fewer.
 const LZ4_BLOCK: usize = 8 << 20;
-/// The kernel allocates a window of this size (2^23 = 8 MiB at most) in the guest before it unpacks; its limit is 2^27.
+/// The kernel allocates the window in the guest's memory before it unpacks: 2^23 bytes (8 MiB) at most, less when the archive is
+/// smaller. It would take far more.
 const ZSTD_WINDOW_LOG: u32 = 23;
 /// "Unknown" in gzip's header, so that the machine which packs does not show.
 const GZIP_SYSTEM_UNKNOWN: u8 = 255;

@@ -1,6 +1,8 @@
 //! The command: packs what its arguments name into one file.
 //! Promises: the output appears whole or not at all; an error names the path at fault and exits with 1 (2: usage).
 
+mod elf;
+
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -105,7 +107,20 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     for Addition { source, dest } in &arguments.add {
         tree.add(source, dest)?;
     }
+    if let Some(loader) = elf::loader(&arguments.init)
+        && !holds(&tree, &loader)
+    {
+        let (init, loader) = (arguments.init.display(), loader.display());
+        eprintln!(
+            "initramfs: warning: {init} is not static: it needs {loader}, which is not in the image; the kernel will not start it"
+        );
+    }
     write(&tree, method, &arguments.output)
+}
+
+fn holds(tree: &Tree, path: &Path) -> bool {
+    let name = path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes();
+    tree.nodes().any(|(other, _)| other == name)
 }
 
 /// A regular file is written beside its place and moved there; anything else (/dev/null, a pipe) is written to as it is.
