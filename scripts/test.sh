@@ -19,6 +19,7 @@ guest_programs() {
     RUSTFLAGS="-C target-feature=+crt-static" \
         cargo build --locked --profile guest --target "$MACHINE-unknown-linux-gnu" --target-dir target/guest -p test-guest
     export VMINITD_TEST_GUEST=$ROOT/target/guest/$MACHINE-unknown-linux-gnu/guest
+    export VMINITD_TEST_BIN=$VMINITD_TEST_GUEST
 }
 
 # Shows what cargo says as it comes, and adds up what each suite reports.
