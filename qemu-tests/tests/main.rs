@@ -1,1 +1,23 @@
-//! VM tests, by topic.
+//! VM tests, a module per topic. Run them with `./dev test`, some of them with `./dev test <part of a name>`.
+//!
+//! | module | what it is about |
+//! |---|---|
+//! | `agent_crash` | the agent killed and stopped under running containers |
+//! | `boot` | from the kernel to serving, and the ways to end |
+//! | `cli` | `vminitctl run` as a person uses it |
+//! | `errors` | every code and text that hosts branch on |
+//! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
+//! | `lifecycle` | states, events, exit statuses, many containers |
+//! | `reaping` | orphans and grandchildren |
+//! | `stdio` | bytes, their order and their ends |
+//! | `wire` | the ports themselves: pings, garbage, silent clients |
+
+mod agent_crash;
+mod boot;
+mod cli;
+mod errors;
+mod launch;
+mod lifecycle;
+mod reaping;
+mod stdio;
+mod wire;

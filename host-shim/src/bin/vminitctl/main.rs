@@ -1,2 +1,44 @@
-//! vminitctl
-fn main() {}
+//! vminitctl: runs containers in VMs from a command line.
+//!
+//! Promises: exits with the container's status, or 125 when we failed, 126 when the program cannot be executed,
+//! 127 when it was not found; prints nothing of its own on stdout but what was asked for.
+
+mod cli;
+mod run;
+
+use std::process::exit;
+
+use clap::Parser;
+
+/// Our own failure, as `docker run` and others count.
+const FAILED: i32 = 125;
+
+fn main() {
+    let cli = cli::Cli::parse();
+    let outcome = match cli.command {
+        cli::Command::Run(args) => run::run(args),
+        cli::Command::Generate { what } => {
+            print!("{}", cli::generate(what));
+            Ok(0)
+        }
+    };
+    match outcome {
+        Ok(status) => exit(status),
+        Err(error) => {
+            eprintln!("vminitctl: {}", chain(&error));
+            exit(error.status());
+        }
+    }
+}
+
+/// An error with its causes, `a: b: c`.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

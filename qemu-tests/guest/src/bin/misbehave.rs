@@ -19,75 +19,25 @@ type Vice = (&'static str, &'static str, fn(&[String]));
 
 const VICES: &[Vice] = &[
     ("exit", "CODE: exit with it", |a| exit(number(a, 0) as i32)),
-    (
-        "burst",
-        "STDOUT_BYTES STDERR_BYTES: write that much pseudo-random output and exit",
-        burst,
-    ),
-    (
-        "look",
-        ": print what PID 1 could have left behind in this process",
-        |_| look(),
-    ),
-    (
-        "orphans",
-        "COUNT MILLIS: leave grandchildren that live that long, and exit",
-        orphans,
-    ),
-    (
-        "hold-stdout",
-        "MILLIS: exit at once, but leave a grandchild that holds stdout",
-        hold_stdout,
-    ),
-    (
-        "ignore-term",
-        ": print `ready`, sleep, ignore SIGTERM",
-        |_| ignore_term(),
-    ),
-    (
-        "handle-term",
-        "CODE: print `ready`, exit with CODE on SIGTERM",
-        handle_term,
-    ),
-    (
-        "kill-self",
-        "SIGNAL: die of it, in a child whose status becomes ours",
-        kill_self,
-    ),
-    (
-        "close-stdin",
-        "MILLIS: close stdin at once and live on",
-        close_stdin,
-    ),
-    ("never-read", ": print `ready` and never read stdin", |_| {
-        never_read()
-    }),
-    (
-        "vsock",
-        "CID PORT: print the errno of making and connecting an AF_VSOCK socket",
-        vsock,
-    ),
-    ("io-uring", ": print the errno of io_uring_setup", |_| {
-        io_uring()
-    }),
+    ("burst", "STDOUT_BYTES STDERR_BYTES: write that much pseudo-random output and exit", burst),
+    ("look", ": print what PID 1 could have left behind in this process", |_| look()),
+    ("orphans", "COUNT MILLIS: leave grandchildren that live that long, and exit", orphans),
+    ("hold-stdout", "MILLIS: exit at once, but leave a grandchild that holds stdout", hold_stdout),
+    ("ignore-term", ": print `ready`, sleep, ignore SIGTERM", |_| ignore_term()),
+    ("handle-term", "CODE: print `ready`, exit with CODE on SIGTERM", handle_term),
+    ("kill-self", "SIGNAL: die of it, in a child whose status becomes ours", kill_self),
+    ("close-stdin", "MILLIS: close stdin at once and live on", close_stdin),
+    ("never-read", ": print `ready` and never read stdin", |_| never_read()),
+    ("vsock", "CID PORT: print the errno of making and connecting an AF_VSOCK socket", vsock),
+    ("io-uring", ": print the errno of io_uring_setup", |_| io_uring()),
     ("hang", ": sleep for ever", |_| hang()),
-    (
-        "eat-memory",
-        "MIB: touch that much and hold it for ever",
-        eat_memory,
-    ),
-    (
-        "ticks",
-        "COUNT MILLIS: print a numbered line at that pace",
-        ticks,
-    ),
+    ("eat-memory", "MIB: touch that much and hold it for ever", eat_memory),
+    ("ticks", "COUNT MILLIS: print a numbered line at that pace", ticks),
 ];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let vice = args
-        .first()
-        .and_then(|name| VICES.iter().find(|vice| vice.0 == name));
+    let vice = args.first().and_then(|name| VICES.iter().find(|vice| vice.0 == name));
     match vice {
         Some(vice) => vice.2(&args[1..]),
         None => {
@@ -100,12 +50,10 @@ fn main() {
 }
 
 fn number(args: &[String], at: usize) -> u64 {
-    args.get(at)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(|| {
-            eprintln!("misbehave: argument {} is no number", at + 1);
-            exit(64)
-        })
+    args.get(at).and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+        eprintln!("misbehave: argument {} is no number", at + 1);
+        exit(64)
+    })
 }
 
 fn millis(args: &[String], at: usize) -> Duration {
@@ -127,10 +75,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 fn burst(args: &[String]) {
-    let (out, err) = (
-        noise(1, number(args, 0) as usize),
-        noise(2, number(args, 1) as usize),
-    );
+    let (out, err) = (noise(1, number(args, 0) as usize), noise(2, number(args, 1) as usize));
     let writer = std::thread::spawn(move || {
         std::io::stderr().write_all(&err).expect("stderr is open");
     });
@@ -142,34 +87,15 @@ fn burst(args: &[String]) {
 fn look() {
     let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     // SigIgn is of no use here: Rust's start-up ignores SIGPIPE. Tests read it from busybox.
-    for field in [
-        "SigBlk",
-        "SigPnd",
-        "NoNewPrivs",
-        "Seccomp",
-        "Umask",
-        "Groups",
-    ] {
-        if let Some(line) = status
-            .lines()
-            .find(|line| line.starts_with(&format!("{field}:")))
-        {
+    for field in ["SigBlk", "SigPnd", "NoNewPrivs", "Seccomp", "Umask", "Groups"] {
+        if let Some(line) = status.lines().find(|line| line.starts_with(&format!("{field}:"))) {
             println!("{}", line.replace('\t', " "));
         }
     }
-    println!(
-        "oom_score_adj: {}",
-        read_trimmed("/proc/self/oom_score_adj")
-    );
-    println!(
-        "cwd: {}",
-        std::env::current_dir().expect("a directory").display()
-    );
+    println!("oom_score_adj: {}", read_trimmed("/proc/self/oom_score_adj"));
+    println!("cwd: {}", std::env::current_dir().expect("a directory").display());
     println!("cgroup: {}", read_trimmed("/proc/self/cgroup"));
-    for limit in read_trimmed("/proc/self/limits")
-        .lines()
-        .filter(|l| l.starts_with("Max open"))
-    {
+    for limit in read_trimmed("/proc/self/limits").lines().filter(|l| l.starts_with("Max open")) {
         println!("{}", limit.split_whitespace().collect::<Vec<_>>().join(" "));
     }
     // The directory fd of the listing itself is the one above the highest of ours.
@@ -178,10 +104,7 @@ fn look() {
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let target = fs::read_link(entry.path()).ok()?;
-            Some((
-                entry.file_name().to_str()?.parse().ok()?,
-                target.display().to_string(),
-            ))
+            Some((entry.file_name().to_str()?.parse().ok()?, target.display().to_string()))
         })
         .filter(|(_, target)| !target.starts_with("/proc/"))
         .collect();
@@ -190,10 +113,7 @@ fn look() {
         println!("fd {fd}: {}", target.split(':').next().unwrap_or(""));
     }
     let keys = fs::read_to_string("/proc/keys").unwrap_or_default();
-    println!(
-        "keys: {}",
-        keys.lines().filter(|line| line.contains("_ses")).count()
-    );
+    println!("keys: {}", keys.lines().filter(|line| line.contains("_ses")).count());
 }
 
 fn read_trimmed(path: &str) -> String {
@@ -295,12 +215,7 @@ fn never_read() {
 
 fn vsock(args: &[String]) {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
-    let made = socket(
-        AddressFamily::Vsock,
-        SockType::Stream,
-        SockFlag::empty(),
-        None,
-    );
+    let made = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::empty(), None);
     match made {
         Err(errno) => println!("socket: {errno:?}"),
         Ok(fd) => {

@@ -1,0 +1,157 @@
+//! Our stdin, stdout and stderr, connected to the command's streams.
+//!
+//! Owns: a thread per stream, because reading a terminal or a pipe of somebody else's can only be done blocking.
+//! Promises: the bytes are passed on unchanged; stdin's end is passed on as a half-close.
+//! Never: closes an output stream before the command's last byte is out.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::mem::ManuallyDrop;
+use std::net::Shutdown;
+use std::os::fd::FromRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use host_shim::guest::Guest;
+use tokio::sync::{Notify, oneshot};
+
+use super::RunError;
+
+/// Bytes per read; a vsock packet's payload.
+const CHUNK: usize = 64 << 10;
+
+/// Streams that the guest has registered.
+pub struct Stdio {
+    container: String,
+    stdin: Option<UnixStream>,
+    stdout: UnixStream,
+    stderr: UnixStream,
+}
+
+/// Opens the container's streams in the guest.
+pub async fn open(guest: &Guest, container: &str, interactive: bool) -> Result<Stdio, RunError> {
+    let stdin = match interactive {
+        true => Some(stream(guest, container, "stdin").await?),
+        false => None,
+    };
+    let stdout = stream(guest, container, "stdout").await?;
+    let stderr = stream(guest, container, "stderr").await?;
+    Ok(Stdio { container: container.to_owned(), stdin, stdout, stderr })
+}
+
+async fn stream(guest: &Guest, container: &str, name: &str) -> Result<UnixStream, RunError> {
+    let stream = guest.stream(&format!("{container}-{name}")).await?;
+    let stream = stream.into_std().map_err(RunError::Output)?;
+    stream.set_nonblocking(false).map_err(RunError::Output)?;
+    Ok(stream)
+}
+
+impl Stdio {
+    /// For Create.
+    pub fn stdin_uri(&self) -> String {
+        self.stdin.as_ref().map_or_else(String::new, |_| self.uri("stdin"))
+    }
+
+    /// For Create.
+    pub fn stdout_uri(&self) -> String {
+        self.uri("stdout")
+    }
+
+    /// For Create.
+    pub fn stderr_uri(&self) -> String {
+        self.uri("stderr")
+    }
+
+    fn uri(&self, name: &str) -> String {
+        format!("stream://{}-{name}", self.container)
+    }
+
+    /// Starts copying.
+    pub fn run(self) -> Running {
+        if let Some(stream) = self.stdin {
+            std::thread::spawn(move || pump_stdin(stream));
+        }
+        let reader_gone = Arc::new(Notify::new());
+        Running {
+            stdout: pump_output(self.stdout, 1, reader_gone.clone()),
+            stderr: pump_output(self.stderr, 2, reader_gone.clone()),
+            reader_gone,
+        }
+    }
+}
+
+/// Streams that are being copied.
+pub struct Running {
+    stdout: oneshot::Receiver<io::Result<u64>>,
+    stderr: oneshot::Receiver<io::Result<u64>>,
+    reader_gone: Arc<Notify>,
+}
+
+impl Running {
+    /// Returns once nobody reads our stdout or stderr any more.
+    pub async fn reader_gone(&self) {
+        self.reader_gone.notified().await;
+    }
+
+    /// Waits until both streams have ended. The totals are the guest's, to be held against ours.
+    pub async fn finish(self, stdout_bytes: u64, stderr_bytes: u64) -> io::Result<()> {
+        for (copied, sent) in [(self.stdout, stdout_bytes), (self.stderr, stderr_bytes)] {
+            match copied.await.unwrap_or(Ok(0)) {
+                Ok(got) if got < sent => {
+                    let text = format!("{got} of {sent} bytes arrived");
+                    return Err(io::Error::new(ErrorKind::UnexpectedEof, text));
+                }
+                Ok(_) => {}
+                // The reader left of its own will; the command has been told.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pump_stdin(mut stream: UnixStream) {
+    let mut stdin = borrow(0);
+    // Whether our stdin failed or the command closed its own: either way no more input comes.
+    let _ = copy(&mut stdin, &mut stream);
+    let _ = stream.shutdown(Shutdown::Write);
+    // Kept open for reading until the guest closes it, lest the half-close become a reset.
+    let _ = stream.read(&mut [0]);
+}
+
+fn pump_output(mut stream: UnixStream, fd: i32, reader_gone: Arc<Notify>) -> oneshot::Receiver<io::Result<u64>> {
+    let (done, result) = oneshot::channel();
+    std::thread::spawn(move || {
+        let copied = copy(&mut stream, &mut borrow(fd));
+        if matches!(&copied, Err(error) if error.kind() == ErrorKind::BrokenPipe) {
+            reader_gone.notify_one();
+        }
+        let _ = done.send(copied);
+    });
+    result
+}
+
+/// One of our standard fds, not closed at the end and without std's line buffer.
+fn borrow(fd: i32) -> ManuallyDrop<File> {
+    // SAFETY: 0 to 2 are open for the whole life of this process (Rust's start-up sees to it), and ManuallyDrop
+    // keeps this File from closing them.
+    ManuallyDrop::new(unsafe { File::from_raw_fd(fd) })
+}
+
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<u64> {
+    let mut buffer = vec![0; CHUNK];
+    let mut total = 0;
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => return Ok(total),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            // A guest that is gone has no more output; what is missing shows in the totals.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(total),
+            Err(error) => return Err(error),
+        };
+        to.write_all(&buffer[..read])?;
+        total += read as u64;
+    }
+}

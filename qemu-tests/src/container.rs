@@ -1,0 +1,258 @@
+//! A test's containers: a wish becomes a task, a task runs, and its exit has all of its output.
+//!
+//! Promises: output is read from the moment of Create on, so that no test blocks its own container by accident.
+
+use std::time::Duration;
+
+use host_shim::container::{ProcessWish, default_spec, shared_rootfs};
+use host_shim::guest::{GuestStream, unlimited};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use vminitd_protocol::pb::containerd::task::v3::{
+    CreateTaskRequest, DeleteRequest, KillRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
+    WaitResponse,
+};
+use vminitd_protocol::pb::containerd::types::Mount;
+use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::CreateRequest;
+
+use crate::vm::ROOTFS_TAG;
+use crate::{PATIENCE_S, Vm};
+
+/// A container as a test wants it.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The OCI spec, to be changed at will.
+    pub spec: Value,
+    /// Connect stdin.
+    pub stdin: bool,
+    /// Further files of the bundle.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// The rootfs's mounts; `None`: the shared busybox below a tmpfs.
+    pub mounts: Option<Vec<Mount>>,
+    /// `Some`: used as config.json instead of the spec.
+    pub raw_config: Option<Vec<u8>>,
+}
+
+impl Wish {
+    /// The default container with these arguments.
+    pub fn new(args: &[&str]) -> Self {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let wish = ProcessWish { args, env: Vec::new(), hostname: "test".to_owned() };
+        let spec = serde_json::to_value(default_spec(&wish)).expect("a spec is JSON");
+        Self { spec, stdin: false, files: Vec::new(), mounts: None, raw_config: None }
+    }
+
+    /// A shell script.
+    pub fn sh(script: &str) -> Self {
+        Self::new(&["sh", "-c", script])
+    }
+
+    /// Connects stdin.
+    pub fn with_stdin(mut self) -> Self {
+        self.stdin = true;
+        self
+    }
+
+    /// Adds a file to the bundle.
+    pub fn with_file(mut self, name: &str, content: &[u8]) -> Self {
+        self.files.push((name.to_owned(), content.to_vec()));
+        self
+    }
+
+    /// Shares the guest's pid namespace.
+    pub fn in_guest_pid_namespace(mut self) -> Self {
+        let namespaces = self.spec["linux"]["namespaces"].as_array_mut().expect("the default spec has some");
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+        self
+    }
+
+    /// Mounts the guest's root on /guest, and keeps nothing from the container but what the kernel does.
+    pub fn with_guest_root(mut self) -> Self {
+        let mounts = self.spec["mounts"].as_array_mut().expect("the default spec has some");
+        mounts.push(json!({
+            "destination": "/guest", "type": "bind", "source": "/", "options": ["rbind", "rprivate"],
+        }));
+        self.spec["linux"]["maskedPaths"] = json!([]);
+        self.spec["linux"]["readonlyPaths"] = json!([]);
+        let all = ["CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"];
+        for set in ["bounding", "effective", "permitted"] {
+            let caps = self.spec["process"]["capabilities"][set].as_array_mut().expect("a set");
+            caps.extend(all.iter().filter(|cap| !caps.contains(&json!(cap))).map(|cap| json!(cap)).collect::<Vec<_>>());
+        }
+        self
+    }
+}
+
+/// A created container.
+pub struct Task<'vm> {
+    vm: &'vm Vm,
+    /// Its id.
+    pub id: String,
+    /// Its pid in the guest.
+    pub pid: u32,
+    /// Write to it, and shut it down or drop it to end the input.
+    pub stdin: Option<GuestStream>,
+    output: Output,
+}
+
+struct Output {
+    stdout: JoinHandle<Vec<u8>>,
+    stderr: JoinHandle<Vec<u8>>,
+}
+
+/// A started container, of which Wait was asked before Start.
+pub struct Running<'vm> {
+    /// The container.
+    pub task: Task<'vm>,
+    waiting: JoinHandle<ttrpc::Result<WaitResponse>>,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Exit {
+    /// Exit code, or 128 + signal.
+    pub status: u32,
+    /// All of stdout.
+    pub stdout: Vec<u8>,
+    /// All of stderr.
+    pub stderr: Vec<u8>,
+    /// What Wait answered.
+    pub wait: WaitResponse,
+}
+
+impl Exit {
+    /// stdout as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+impl Vm {
+    /// Bundle, streams and Create; an error is Create's.
+    pub async fn create(&self, id: &str, wish: Wish) -> ttrpc::Result<Task<'_>> {
+        let bundle = self.make_bundle(id, &wish).await?;
+        self.create_in(id, &bundle, wish).await
+    }
+
+    /// Bundle.Create alone; returns its directory in the guest.
+    pub async fn make_bundle(&self, id: &str, wish: &Wish) -> ttrpc::Result<String> {
+        let config = match &wish.raw_config {
+            Some(raw) => raw.clone(),
+            None => serde_json::to_vec(&wish.spec).expect("a value is JSON"),
+        };
+        let mut files = wish.files.clone();
+        files.push(("config.json".to_owned(), config));
+        let request = CreateRequest { id: id.to_owned(), files: files.into_iter().collect() };
+        Ok(self.guest().bundle().create(unlimited(), &request).await?.bundle)
+    }
+
+    /// Streams and Create for a bundle that is there.
+    pub async fn create_in(&self, id: &str, bundle: &str, wish: Wish) -> ttrpc::Result<Task<'_>> {
+        let stdin = match wish.stdin {
+            true => Some(self.stream(&format!("{id}-stdin")).await),
+            false => None,
+        };
+        let (stdout, stderr) = (self.stream(&format!("{id}-out")).await, self.stream(&format!("{id}-err")).await);
+        let request = CreateTaskRequest {
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            rootfs: wish.mounts.unwrap_or_else(|| shared_rootfs(ROOTFS_TAG, bundle)),
+            stdin: stdin.as_ref().map_or_else(String::new, |_| format!("stream://{id}-stdin")),
+            stdout: format!("stream://{id}-out"),
+            stderr: format!("stream://{id}-err"),
+            ..Default::default()
+        };
+        let output = Output { stdout: collect(stdout), stderr: collect(stderr) };
+        let pid = self.guest().task().create(unlimited(), &request).await?.pid;
+        Ok(Task { vm: self, id: id.to_owned(), pid, stdin, output })
+    }
+
+    /// A container's whole life.
+    pub async fn run(&self, id: &str, wish: Wish) -> Exit {
+        let task = self.create(id, wish).await.unwrap_or_else(|error| panic!("create of {id}: {error}"));
+        let running = task.start().await.unwrap_or_else(|error| panic!("start of {id}: {error}"));
+        running.finish().await
+    }
+
+    /// Opens a stream.
+    pub async fn stream(&self, id: &str) -> GuestStream {
+        self.guest().stream(id).await.unwrap_or_else(|error| panic!("stream {id}: {error}"))
+    }
+}
+
+fn collect(mut stream: GuestStream) -> JoinHandle<Vec<u8>> {
+    tokio::spawn(async move {
+        let mut bytes = Vec::new();
+        // A reset ends the output like an end of file does; what is missing shows in the bytes.
+        let _ = stream.read_to_end(&mut bytes).await;
+        bytes
+    })
+}
+
+impl<'vm> Task<'vm> {
+    /// Asks Wait, then starts.
+    pub async fn start(self) -> ttrpc::Result<Running<'vm>> {
+        let task = self.vm.guest().task();
+        let request = WaitRequest { id: self.id.clone(), ..Default::default() };
+        let waiting = tokio::spawn(async move { task.wait(unlimited(), &request).await });
+        let request = StartRequest { id: self.id.clone(), ..Default::default() };
+        self.vm.guest().task().start(unlimited(), &request).await?;
+        Ok(Running { task: self, waiting })
+    }
+
+    /// State.
+    pub async fn state(&self) -> ttrpc::Result<StateResponse> {
+        let request = StateRequest { id: self.id.clone(), ..Default::default() };
+        self.vm.guest().task().state(unlimited(), &request).await
+    }
+
+    /// Sends a signal to the init.
+    pub async fn kill(&self, signal: i32) -> ttrpc::Result<()> {
+        self.signal(signal, false).await
+    }
+
+    /// Sends a signal to every process of the container.
+    pub async fn kill_all(&self, signal: i32) -> ttrpc::Result<()> {
+        self.signal(signal, true).await
+    }
+
+    async fn signal(&self, signal: i32, all: bool) -> ttrpc::Result<()> {
+        let request = KillRequest { id: self.id.clone(), signal: signal as u32, all, ..Default::default() };
+        self.vm.guest().task().kill(unlimited(), &request).await.map(drop)
+    }
+
+    /// Asks Wait, on the connection that the VM has now.
+    pub async fn wait(&self) -> ttrpc::Result<WaitResponse> {
+        let request = WaitRequest { id: self.id.clone(), ..Default::default() };
+        self.vm.guest().task().wait(unlimited(), &request).await
+    }
+
+    /// Deletes, and returns the output.
+    pub async fn delete(self) -> ttrpc::Result<(Vec<u8>, Vec<u8>)> {
+        drop(self.stdin);
+        let request = DeleteRequest { id: self.id.clone(), ..Default::default() };
+        self.vm.guest().task().delete(unlimited(), &request).await?;
+        let output = async { (self.output.stdout.await.expect("a reader"), self.output.stderr.await.expect("a reader")) };
+        let output = timeout(Duration::from_secs(PATIENCE_S), output).await;
+        Ok(output.unwrap_or_else(|_| panic!("{}: the output does not end after Delete", self.id)))
+    }
+}
+
+impl Running<'_> {
+    /// Waits for the exit, for [`PATIENCE_S`] at most.
+    pub async fn exit(&mut self) -> WaitResponse {
+        let answer = timeout(Duration::from_secs(PATIENCE_S), &mut self.waiting).await;
+        let answer = answer.unwrap_or_else(|_| panic!("{}: no exit", self.task.id)).expect("Wait does not panic");
+        answer.unwrap_or_else(|error| panic!("wait of {}: {error}", self.task.id))
+    }
+
+    /// Waits for the exit, deletes, and collects the output.
+    pub async fn finish(mut self) -> Exit {
+        let wait = self.exit().await;
+        let id = self.task.id.clone();
+        let (stdout, stderr) = self.task.delete().await.unwrap_or_else(|error| panic!("delete of {id}: {error}"));
+        Exit { status: wait.exit_status, stdout, stderr, wait }
+    }
+}

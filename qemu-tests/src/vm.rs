@@ -1,0 +1,283 @@
+//! One VM for one test.
+//!
+//! Owns: the machine, its console and the recorded events. Promises: the VM is gone when the test is, and a failure
+//! shows the console's and the events' last lines.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use host_shim::guest::{Guest, Ports, unlimited};
+use host_shim::machine::{BootOptions, Exited, Machine, console_tail};
+use host_shim::vm::{Description, Disk, Draft, Share, Tag, VmName};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use vminitd_protocol::pb::containerd::types::Envelope;
+use vminitd_protocol::pb::google::protobuf::Empty;
+
+use crate::leaks::Listing;
+use crate::rootfs::rootfs;
+use crate::PATIENCE_S;
+
+/// The tag of the share with the root filesystem.
+pub const ROOTFS_TAG: &str = "rootfs";
+
+/// Lines of the console that a failure shows.
+const TAIL_LINES: usize = 40;
+
+/// A VM that does not print a single byte within this time is booted once more, and the retry is reported.
+const SILENT_BOOT: Duration = Duration::from_secs(60);
+
+/// How the VM differs from the usual.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Words for the kernel command line.
+    pub append: String,
+    /// Memory.
+    pub memory: &'static str,
+    /// CPUs.
+    pub cpus: u32,
+    /// Disks.
+    pub disks: Vec<Disk>,
+    /// Another initramfs.
+    pub initramfs: Option<PathBuf>,
+    /// Look for leaks, and power off through the guest, when the test is through.
+    pub look_for_leaks: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let append = "vminitd.log=info".to_owned();
+        Self { append, memory: "256M", cpus: 1, disks: Vec::new(), initramfs: None, look_for_leaks: true }
+    }
+}
+
+/// A guest that serves.
+pub struct Vm {
+    machine: Arc<Machine>,
+    guest: Mutex<Guest>,
+    console: PathBuf,
+    events: Arc<Mutex<Vec<Envelope>>>,
+    _listener: JoinHandle<()>,
+    booted: Instant,
+    /// How long the first agent took from the spawn to its first answer.
+    pub first_start: Duration,
+    _directory: TempDir,
+}
+
+/// Runs `test` with a VM of its own, then looks for leaks and powers off.
+pub fn vm_test(test: impl AsyncFnOnce(&Vm)) {
+    vm_test_with(Options::default(), test);
+}
+
+/// The same for a VM that is not the usual one.
+pub fn vm_test_with(options: Options, test: impl AsyncFnOnce(&Vm)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let look_for_leaks = options.look_for_leaks;
+        let vm = Vm::boot(options).await;
+        let before = if look_for_leaks { Some(Listing::of(&vm).await) } else { None };
+        test(&vm).await;
+        if let Some(before) = before {
+            vm.assert_nothing_left(&before).await;
+            let exited = vm.power_off().await;
+            assert_eq!(exited.reason.to_string(), "power-off", "{exited}");
+        }
+    });
+}
+
+impl Vm {
+    /// Boots, and waits until the guest serves.
+    pub async fn boot(options: Options) -> Self {
+        match Self::try_boot(&options).await {
+            Ok(vm) => vm,
+            Err(failure) if failure.silent => {
+                eprintln!("REPORT: a VM printed nothing for {} s and is booted again", SILENT_BOOT.as_secs());
+                Self::try_boot(&options).await.unwrap_or_else(|failure| panic!("second boot: {}", failure.text))
+            }
+            Err(failure) => panic!("{}", failure.text),
+        }
+    }
+
+    async fn try_boot(options: &Options) -> Result<Self, BootFailure> {
+        let directory = tempfile::Builder::new().prefix("vminitd-test-").tempdir().expect("a directory");
+        let console = directory.path().join("console.log");
+        let started = Instant::now();
+        let machine = Arc::new(Self::spawn(options, &console).await);
+        let patience = Duration::from_secs(PATIENCE_S);
+        let connect = Guest::connect(machine.clone(), Ports::default(), patience);
+        let silent = async {
+            tokio::time::sleep(SILENT_BOOT).await;
+            while std::fs::metadata(&console).is_ok_and(|file| file.len() > 0) {
+                tokio::time::sleep(SILENT_BOOT).await;
+            }
+        };
+        let tail = || console_tail(&console, TAIL_LINES).join("\n");
+        let guest = tokio::select! {
+            guest = connect => guest.map_err(|error| BootFailure::loud(format!("{error}: {}\n{}", error.last, tail())))?,
+            exited = machine.exited() => {
+                return Err(BootFailure::loud(format!("the VM ended before it served: {exited}\n{}", tail())));
+            }
+            () = silent => return Err(BootFailure { silent: true, text: "nothing on the console".to_owned() }),
+        };
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let listener = listen(&guest, events.clone()).await;
+        let first_start = started.elapsed();
+        let guest = Mutex::new(guest);
+        let booted = Instant::now();
+        Ok(Self { machine, guest, console, events, _listener: listener, booted, first_start, _directory: directory })
+    }
+
+    /// A machine of which nothing more is known than that QEMU was started.
+    pub async fn spawn(options: &Options, console: &std::path::Path) -> Machine {
+        let dist = host_dist();
+        let share = dist.join("share/vminitd/x86_64");
+        let draft = Draft {
+            name: VmName::try_from(format!("test-{}", std::process::id())).expect("a name"),
+            kernel: share.join("vmlinux"),
+            initramfs: Some(options.initramfs.clone().unwrap_or_else(|| share.join("initramfs.cpio.zst"))),
+            cmdline: options.append.parse().expect("words for a command line"),
+            memory: options.memory.parse().expect("a size"),
+            cpus: options.cpus,
+            guest_cid: Default::default(),
+            guest_dials: Default::default(),
+            disks: options.disks.clone(),
+            shares: vec![Share {
+                tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a tag"),
+                path: rootfs().to_owned(),
+                read_only: true,
+            }],
+            accelerator: Default::default(),
+        };
+        let description = Description::try_from(draft).expect("a VM that makes sense");
+        let options = BootOptions { vmm: dist.join("bin/vminit-vmm"), console: console.to_owned() };
+        Machine::boot(description, options).await.unwrap_or_else(|error| {
+            let mut text = error.to_string();
+            let mut next = std::error::Error::source(&error);
+            while let Some(cause) = next {
+                text = format!("{text}: {cause}");
+                next = cause.source();
+            }
+            panic!("boot: {text}")
+        })
+    }
+
+    /// The guest's services, on the connection that the VM has now.
+    pub fn guest(&self) -> Guest {
+        self.guest.lock().expect("no test panics with it").clone()
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// A new connection, for example after the agent was killed; events are recorded on it as well.
+    pub async fn reconnect(&self) {
+        let patience = Duration::from_secs(PATIENCE_S);
+        let guest = self.guest().reconnect(patience).await.unwrap_or_else(|error| panic!("{error}: {}", error.last));
+        listen(&guest, self.events.clone()).await;
+        *self.guest.lock().expect("no test panics with it") = guest;
+    }
+
+    /// Events so far, in the order in which they came.
+    pub fn events(&self) -> Vec<Envelope> {
+        self.events.lock().expect("no test panics with it").clone()
+    }
+
+    /// Waits until an event of this topic was published about `container` `count` times.
+    pub async fn await_events(&self, topic: &str, container: &str, count: usize) {
+        let seen = async {
+            while self.events().iter().filter(|e| e.topic == topic && mentions(e, container)).count() < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let patience = Duration::from_secs(PATIENCE_S);
+        timeout(patience, seen).await.unwrap_or_else(|_| panic!("no {count} events {topic} of {container}"));
+    }
+
+    /// Topics of the events about `container`, in order.
+    pub fn topics(&self, container: &str) -> Vec<String> {
+        self.events().into_iter().filter(|event| mentions(event, container)).map(|event| event.topic).collect()
+    }
+
+    /// Everything on the console so far.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
+    }
+
+    /// Fails if the guest holds more than at `before`. What ends in the background gets some time to.
+    pub async fn assert_nothing_left(&self, before: &Listing) {
+        let mut left = Vec::new();
+        for _ in 0..20 {
+            left = Listing::of(self).await.grown_since(before);
+            if left.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        panic!("the guest keeps what it should have freed:\n  {}", left.join("\n  "));
+    }
+
+    /// Asks the guest to power off, and waits for the VM's end.
+    pub async fn power_off(&self) -> Exited {
+        let ended = async {
+            // The connection may break before the answer: what counts is the end.
+            let _ = self.guest().system().prepare_shutdown(unlimited(), &Empty {}).await;
+            self.machine.exited().await
+        };
+        timeout(Duration::from_secs(PATIENCE_S), ended).await.expect("the guest powers off when asked")
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- console, {:.1} s after the boot:", self.booted.elapsed().as_secs_f64());
+            eprintln!("{}", console_tail(&self.console, TAIL_LINES).join("\n"));
+            eprintln!("--- events: {:?}", self.events().iter().rev().take(12).map(|e| &e.topic).collect::<Vec<_>>());
+        }
+    }
+}
+
+struct BootFailure {
+    silent: bool,
+    text: String,
+}
+
+impl BootFailure {
+    fn loud(text: String) -> Self {
+        Self { silent: false, text }
+    }
+}
+
+async fn listen(guest: &Guest, record: Arc<Mutex<Vec<Envelope>>>) -> JoinHandle<()> {
+    let events = guest.events();
+    let mut stream = events.stream(unlimited(), &Empty {}).await.expect("a stream of events");
+    tokio::spawn(async move {
+        let _client = events;
+        while let Ok(envelope) = stream.recv().await {
+            record.lock().expect("no test panics with it").push(envelope);
+        }
+    })
+}
+
+/// Every event of a container carries its id as field 1, or (exec events aside) in its payload's bytes.
+fn mentions(event: &Envelope, container: &str) -> bool {
+    let Some(any) = &event.event else { return false };
+    let length = container.len() as u8;
+    any.value.windows(container.len() + 2).any(|w| w[0] == 0x0a && w[1] == length && &w[2..] == container.as_bytes())
+}
+
+fn host_dist() -> PathBuf {
+    std::env::var_os("VMINITD_DIST").map(PathBuf::from).unwrap_or_else(|| {
+        panic!("VMINITD_DIST is not set; run the VM tests with `./dev test`")
+    })
+}
+
+/// `ErrorKind` of a failed dial, for tests of the ports themselves.
+pub async fn dial(vm: &Vm, port: u32) -> io::Result<host_shim::guest::GuestStream> {
+    vm.guest().dial(port).await
+}
