@@ -12,7 +12,10 @@ MACHINE=$(uname -m)
 # On a terminal cargo draws a bar; in a log its 300 lines help nobody.
 [[ -t 2 ]] || export CARGO_TERM_QUIET=${CARGO_TERM_QUIET:-true}
 
-say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+# Bold on a terminal; in a log with the time, so that it shows where the minutes went.
+say() {
+    if [[ -t 2 ]]; then printf '\033[1m==>\033[0m %s\n' "$*" >&2; else printf '==> %(%T)T %s\n' -1 "$*" >&2; fi
+}
 die() {
     printf 'error: %s\n' "$*" >&2
     exit 1
