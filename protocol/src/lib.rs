@@ -14,6 +14,7 @@ pub mod topics;
 #[allow(
     missing_docs,
     unused_imports,
+    unused_mut,
     unused_qualifications,
     clippy::all,
     reason = "generated; the documentation is in proto/"
