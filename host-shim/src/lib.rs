@@ -1,1 +1,29 @@
-//! The host side.
+//! The host side of vminitd: what a containerd shim and people's commands need to run containers in a VM.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`vm`] | what a VM is to be, checked; the same on every system |
+//! | [`machine`] | a running VM, as its owner has it |
+//! | [`vmm`] | the control socket between a VM's owner and its `vminit-vmm` |
+//! | [`qemu`], [`virtiofs`], [`vsock`] | Linux: what `vminit-vmm` drives |
+//! | [`guest`] | what runs in the VM: its services and streams |
+//! | [`container`] | containers as a host makes them |
+//! | [`locate`] | where programs and guest files are found |
+//!
+//! Promises: one VM is one `vminit-vmm`; whoever owns it ends it, also by dying.
+//! Never: parses in the owner's process what a guest controls, but for bytes of its console and its RPC answers.
+
+pub mod container;
+pub mod guest;
+pub mod limits;
+pub mod locate;
+pub mod machine;
+#[cfg(target_os = "linux")]
+pub mod qemu;
+pub mod sys;
+#[cfg(target_os = "linux")]
+pub mod virtiofs;
+pub mod vm;
+pub mod vmm;
+#[cfg(target_os = "linux")]
+pub mod vsock;

@@ -1,0 +1,95 @@
+//! Every limit of the host side but the vsock device's, each with its unit and reason.
+
+use std::time::Duration;
+
+/// Least memory of a VM in bytes: our guest unpacks itself and serves in less, but not with anything to do.
+pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
+
+/// Most memory of a VM in bytes: what QEMU's q35 and a 40-bit physical address space take.
+pub const MAX_MEMORY_BYTES: u64 = 1 << 40;
+
+/// Most CPUs of a VM: what q35 takes without an interrupt remapper.
+pub const MAX_CPUS: u32 = 255;
+
+/// Bytes of a kernel command line: x86_64's COMMAND_LINE_SIZE less the final NUL (arm64 takes as many), less what
+/// the driver adds in front.
+pub const MAX_CMDLINE_BYTES: usize = 2047 - MAX_DRIVER_CMDLINE_BYTES;
+
+/// Bytes that a driver may put in front of an owner's command line.
+pub const MAX_DRIVER_CMDLINE_BYTES: usize = 128;
+
+/// Bytes of a virtio-blk serial number (VIRTIO_BLK_ID_BYTES).
+pub const MAX_SERIAL_BYTES: usize = 20;
+
+/// Bytes of a virtiofs tag (virtio 1.2, section 5.11.4).
+pub const MAX_TAG_BYTES: usize = 36;
+
+/// Disks of one VM: q35 has 32 slots and our own devices take some of them.
+pub const MAX_DISKS: usize = 16;
+
+/// Shared directories of one VM; each is a process of its own here.
+pub const MAX_SHARES: usize = 8;
+
+/// Ports that a guest may be allowed to dial.
+pub const MAX_GUEST_DIALS: usize = 256;
+
+/// Bytes of a VM's name.
+pub const MAX_NAME_BYTES: usize = 64;
+
+/// Bytes of one message between owner and vminit-vmm; the largest, a description, has a few KiB.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
+/// File descriptors with one message: kernel, initramfs, disks, console (Linux takes 253).
+pub const MAX_MESSAGE_FDS: usize = 3 + MAX_DISKS;
+
+/// Messages that wait to be written to an owner that does not read; then what produces them waits.
+pub const OUTBOX_MESSAGES: usize = 1024;
+
+/// Notices of guest-dialled connections among them; then further ones are closed at once.
+pub const MAX_QUEUED_DIALS: usize = 256;
+
+/// Bytes of a child's stderr that are kept for an error message: its end.
+pub const STDERR_TAIL_BYTES: usize = 4 << 10;
+
+/// Bytes of the guest's console that the owner keeps in memory: its end.
+pub const CONSOLE_TAIL_BYTES: usize = 256 << 10;
+
+/// Bytes of the guest's console that the owner writes to a file at most: a guest that floods its console does not
+/// fill the host's disk.
+pub const CONSOLE_FILE_BYTES: u64 = 64 << 20;
+
+/// Bytes of a QMP line; QEMU's longest answers to what we ask have some hundred.
+pub const MAX_QMP_LINE_BYTES: usize = 64 << 10;
+
+/// How long QEMU may take from its start to its QMP greeting. On an idle machine it is 60 ms.
+pub const QMP_GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the probe of an accelerator may boot. A working one needs less than a second.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to end after it was told to quit; then it is killed.
+pub const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long QEMU may outlive a helper of its (virtiofsd, the vsock device) until that counts as the cause: when QEMU
+/// ends by itself, its helpers may be seen to end first.
+pub const LOST_HELPER_GRACE: Duration = Duration::from_millis(300);
+
+/// How long vminit-vmm waits for its children after it has killed them.
+pub const REAP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the guest may take until it serves, unless the caller says otherwise.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// First and longest pause between two tries to reach a booting guest.
+pub const CONNECT_BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(5), Duration::from_millis(100));
+
+/// How long the guest may take to acknowledge a stream.
+pub const STREAM_ACK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a guest may take to power itself off when asked to; then it is ended.
+pub const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
+
+const _: () = assert!(MAX_MESSAGE_FDS <= 253);
+const _: () = assert!(MAX_CMDLINE_BYTES > 1024);
+const _: () = assert!(MAX_QUEUED_DIALS < OUTBOX_MESSAGES);

@@ -1,0 +1,385 @@
+//! A running VM, as its owner has it: what boots it, reaches it, and learns how it ended.
+//!
+//! Owns: the vminit-vmm process, and the file that holds what the guest prints. Promises: dropping a [`Machine`] ends
+//! the VM and leaves nothing but that file; an end is explained by the guest's own last words where it had any; a
+//! guest that floods its console does not fill the disk.
+//! Never: waits for the guest to serve. "Runs" is what the hypervisor says; who wants to know more dials it.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
+
+use crate::guest;
+use crate::limits::{CONSOLE_FILE_BYTES, CONSOLE_TAIL_BYTES, QUIT_TIMEOUT, REAP_TIMEOUT};
+use crate::vm::Description;
+use crate::vmm::GuestStream;
+pub use crate::vmm::client::Dial;
+use crate::vmm::client::{OpenError, OpenFiles, Started, Vmm, VmmError};
+pub use crate::vmm::{ExitReason, Exited};
+
+/// What a Linux kernel prints in front of the reason for its panic.
+const PANIC_MARK: &str = "Kernel panic - not syncing: ";
+
+/// What PID 1 of ours prints in front of the reason for which it gives up.
+const FATAL_MARK: &str = "vminitd: fatal: ";
+
+/// How to boot.
+#[derive(Clone, Debug)]
+pub struct BootOptions {
+    /// The program: a vminit-vmm.
+    pub vmm: PathBuf,
+    /// The file for what the guest prints. It is made, or emptied, and for its owner alone.
+    pub console: PathBuf,
+}
+
+/// A VM that runs, or has ended.
+#[derive(Debug)]
+pub struct Machine {
+    vmm: Vmm,
+    started: Started,
+    spawned_at: Instant,
+    console: PathBuf,
+    /// True when the last byte of the console is in its file.
+    console_whole: watch::Receiver<bool>,
+}
+
+/// Why there is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file of the description's. The caller's fault.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The console's file cannot be made. The caller's fault.
+    #[error("make the console file {path:?}")]
+    Console {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// This process has no descriptor or thread left.
+    #[error("set up the console")]
+    Pipe(#[source] io::Error),
+    /// vminit-vmm cannot be started, or could not start the VM.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+}
+
+/// Why the guest could not be dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens there. While the guest boots, try again.
+    #[error("guest refused the connection to port {port}")]
+    Refused {
+        /// The port.
+        port: u32,
+    },
+    /// The guest's kernel has not come that far. Try again.
+    #[error("guest is not up yet")]
+    NotUp,
+    /// There is no guest any more.
+    #[error("the VM has ended: {exited}")]
+    Gone {
+        /// How it ended.
+        exited: Exited,
+    },
+    /// vminit-vmm could not do it.
+    #[error("dial the guest's port {port}")]
+    Failed {
+        /// The port.
+        port: u32,
+        /// Its reason.
+        #[source]
+        source: VmmError,
+    },
+}
+
+impl ConnectError {
+    /// True when the guest may be dialled with success a little later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::NotUp)
+    }
+}
+
+impl Machine {
+    /// Starts vminit-vmm, and the VM in it; returns when the hypervisor runs it. Dials of the guest are refused; see
+    /// [`Machine::boot_with_dials`].
+    pub async fn boot(vm: Description, options: BootOptions) -> Result<Self, BootError> {
+        Self::boot_with_dials(vm, options).await.map(|(machine, _)| machine)
+    }
+
+    /// The same for a VM whose guest may dial ports of the host ([`Description::guest_dials`]): they come out of the
+    /// second. One that nobody takes is closed.
+    pub async fn boot_with_dials(
+        vm: Description,
+        options: BootOptions,
+    ) -> Result<(Self, tokio::sync::mpsc::Receiver<Dial>), BootError> {
+        let files = OpenFiles::open(&vm)?;
+        let file = create(&options.console)
+            .map_err(|source| BootError::Console { path: options.console.clone(), source })?;
+        let (guests_end, console_whole) = record(file).map_err(BootError::Pipe)?;
+        let spawned_at = Instant::now();
+        let (vmm, dials) = Vmm::spawn(&options.vmm)?;
+        let started = vmm.start(&vm, files, guests_end).await?;
+        Ok((Self { vmm, started, spawned_at, console: options.console, console_whole }, dials))
+    }
+
+    /// Dials `port` of the guest, once.
+    pub async fn connect(&self, port: u32) -> Result<GuestStream, ConnectError> {
+        match self.vmm.connect(port).await {
+            Ok(stream) => Ok(stream),
+            Err(VmmError::Refused { code: ErrorCode::Refused, .. }) => {
+                Err(ConnectError::Refused { port })
+            }
+            Err(VmmError::Refused { code: ErrorCode::NotUp, .. }) => Err(ConnectError::NotUp),
+            Err(VmmError::Refused { code: ErrorCode::State, .. } | VmmError::Ended(_)) => {
+                Err(ConnectError::Gone { exited: self.exited().await })
+            }
+            Err(source) => Err(ConnectError::Failed { port, source }),
+        }
+    }
+
+    /// Waits for the VM's end; for any number of callers, also after it.
+    pub async fn exited(&self) -> Exited {
+        let exited = self.vmm.exited().await;
+        // The console's last byte comes with the hypervisor's end. A vminit-vmm that died may have left it with others.
+        let _ = timeout(REAP_TIMEOUT, self.console_whole.clone().wait_for(|whole| *whole)).await;
+        explain(exited, &tail(&self.console))
+    }
+
+    /// What executes the guest's instructions: `kvm`, `tcg`.
+    pub fn accelerator(&self) -> &str {
+        &self.started.accelerator
+    }
+
+    /// Why that is not the fastest that there is; empty when it is.
+    pub fn accelerator_reason(&self) -> &str {
+        &self.started.accelerator_reason
+    }
+
+    /// The process that executes the guest, where that is not vminit-vmm itself.
+    pub fn qemu_pid(&self) -> Option<i32> {
+        i32::try_from(self.started.pid).ok().filter(|pid| *pid > 0)
+    }
+
+    /// The pid of vminit-vmm.
+    pub fn vmm_pid(&self) -> u32 {
+        self.vmm.pid()
+    }
+
+    /// When vminit-vmm was started.
+    pub fn spawned_at(&self) -> Instant {
+        self.spawned_at
+    }
+
+    /// The last lines that the guest has printed.
+    pub fn console_tail(&self, lines: usize) -> Vec<String> {
+        console_tail(&self.console, lines)
+    }
+
+    /// The file that holds what the guest has printed.
+    pub fn console_path(&self) -> &Path {
+        &self.console
+    }
+
+    /// Presses the guest's power button. Whether it heeds it shows in [`Machine::exited`].
+    pub async fn power_down(&self) {
+        // A VM that has ended needs no button.
+        let _ = self.vmm.power_button().await;
+    }
+
+    /// Ends the VM without asking the guest, but with what its disks hold written back; returns when it is gone.
+    pub async fn stop(&self) {
+        let _ = self.vmm.stop().await;
+        if timeout(2 * QUIT_TIMEOUT, self.vmm.exited()).await.is_err() {
+            self.kill().await;
+        }
+    }
+
+    /// Ends the VM; returns when it is gone.
+    pub async fn kill(&self) {
+        let ended = async {
+            let _ = self.vmm.kill().await;
+            self.vmm.exited().await
+        };
+        if timeout(QUIT_TIMEOUT, ended).await.is_err() {
+            // vminit-vmm itself is stuck: its end ends the rest.
+            self.vmm.kill_process();
+            self.vmm.exited().await;
+        }
+    }
+}
+
+#[async_trait]
+impl guest::Dial for Machine {
+    async fn dial(&self, port: u32) -> io::Result<GuestStream> {
+        self.connect(port).await.map_err(|error| {
+            let kind = match &error {
+                ConnectError::Refused { .. } | ConnectError::NotUp => {
+                    io::ErrorKind::ConnectionRefused
+                }
+                ConnectError::Gone { .. } => io::ErrorKind::NotConnected,
+                ConnectError::Failed { .. } => io::ErrorKind::Other,
+            };
+            io::Error::new(kind, error)
+        })
+    }
+}
+
+/// The last lines of a console's file; empty when there is none. Control characters are left out: a guest shall not
+/// drive the terminal of who reads this.
+pub fn console_tail(path: &Path, lines: usize) -> Vec<String> {
+    let text = tail(path);
+    let all: Vec<&str> = text.lines().collect();
+    let printable =
+        |line: &&str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
+    all[all.len().saturating_sub(lines)..].iter().map(printable).collect()
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// A pipe whose other end is written to `file`, by a thread that ends with the last holder of the pipe. Not the file
+/// itself: nobody could keep its size within bounds.
+fn record(mut file: File) -> io::Result<(OwnedFd, watch::Receiver<bool>)> {
+    let (mut reader, writer) = io::pipe()?;
+    let (whole, is_whole) = watch::channel(false);
+    let record = move || {
+        // A console that cannot be read or written is worth no more than that.
+        let _ = copy_bounded(&mut reader, &mut file);
+        whole.send_replace(true);
+    };
+    std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(record)?;
+    Ok((writer.into(), is_whole))
+}
+
+fn copy_bounded(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let (mut buffer, mut left, mut cut) = ([0; 4096], CONSOLE_FILE_BYTES, false);
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        // Reading goes on in any case: a full pipe would stop the guest.
+        let keep = read.min(usize::try_from(left).unwrap_or(read));
+        left -= keep as u64;
+        if !cut && to.write_all(&buffer[..keep]).is_err() {
+            cut = true;
+        }
+        if !cut && keep < read {
+            cut = true;
+            let _ = to.write_all(b"\n[console: the rest is left out]\n");
+        }
+    }
+}
+
+fn tail(path: &Path) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.seek(SeekFrom::End(0))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL_BYTES as u64)))?;
+        let mut bytes = Vec::new();
+        file.take(CONSOLE_TAIL_BYTES as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+/// Adds the guest's last words to an end that the hypervisor could only describe from outside.
+fn explain(exited: Exited, console: &str) -> Exited {
+    let said = |mark: &str| {
+        let line = console.lines().rfind(|line| line.contains(mark))?;
+        let (_, reason) = line.split_once(mark)?;
+        Some(reason.chars().filter(|c| !c.is_control()).collect::<String>())
+    };
+    match (exited.reason, said(PANIC_MARK), said(FATAL_MARK)) {
+        (ExitReason::Reboot | ExitReason::Panic, Some(detail), fatal) => {
+            let detail =
+                fatal.map_or(detail.clone(), |fatal| format!("{detail}; vminitd: fatal: {fatal}"));
+            Exited { reason: ExitReason::Panic, detail }
+        }
+        (ExitReason::PowerOff | ExitReason::Reboot, None, Some(fatal)) => {
+            Exited { detail: format!("vminitd: fatal: {fatal}"), ..exited }
+        }
+        (_, _, _) => exited,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exited(reason: ExitReason) -> Exited {
+        Exited { reason, detail: String::new() }
+    }
+
+    #[test]
+    fn a_reset_after_a_panic_is_a_panic_with_its_reason() {
+        let console = "[    1.0] Kernel panic - not syncing: VFS: no root\r\n[    1.1] ---[ end Kernel panic ]---\r\n";
+        let told = explain(exited(ExitReason::Reboot), console);
+        assert_eq!(told.to_string(), "panic (VFS: no root)");
+    }
+
+    #[test]
+    fn a_power_off_for_a_fatal_reason_tells_it() {
+        let told =
+            explain(exited(ExitReason::PowerOff), "noise\nvminitd: fatal: mount /proc: EPERM\n");
+        assert_eq!(told.to_string(), "power-off (vminitd: fatal: mount /proc: EPERM)");
+    }
+
+    #[test]
+    fn an_end_that_the_guest_did_not_bring_about_keeps_its_own_reason() {
+        let told = explain(exited(ExitReason::Killed), "Kernel panic - not syncing: x\n");
+        assert_eq!(told, exited(ExitReason::Killed));
+        assert_eq!(
+            explain(exited(ExitReason::PowerOff), "all is well\n"),
+            exited(ExitReason::PowerOff)
+        );
+    }
+
+    #[test]
+    fn the_tail_is_the_last_lines_without_what_drives_a_terminal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        assert!(console_tail(&path, 3).is_empty());
+        std::fs::write(&path, "one\r\ntwo\r\n\x1b[2Jthree\nfour").unwrap();
+        assert_eq!(console_tail(&path, 2), ["[2Jthree", "four"]);
+        assert_eq!(console_tail(&path, 99).len(), 4);
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_drained() {
+        let mut flood = io::repeat(b'x').take(CONSOLE_FILE_BYTES + 100_000);
+        let mut kept = Vec::new();
+        copy_bounded(&mut flood, &mut kept).unwrap();
+        assert_eq!(flood.limit(), 0);
+        assert!(
+            (CONSOLE_FILE_BYTES as usize..CONSOLE_FILE_BYTES as usize + 100).contains(&kept.len())
+        );
+        assert!(kept.ends_with(b"[console: the rest is left out]\n"));
+    }
+
+    #[test]
+    fn the_console_file_is_for_its_owner_alone_and_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        std::fs::write(&path, "old").unwrap();
+        create(&path).unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!((metadata.len(), metadata.permissions().mode() & 0o777), (0, 0o600));
+    }
+}

@@ -1,0 +1,187 @@
+//! QEMU's command line, as a function of the VM and of the numbers of the fds that it inherits.
+//! Promises: nothing in it comes from an owner unchecked (names hold no comma, files are fds).
+//! Never: opens, starts or looks at anything.
+
+use std::os::fd::RawFd;
+
+use super::accelerator::Engine;
+use crate::vm::{Cmdline, CmdlineError, Description};
+
+/// What QEMU may not do once it runs.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// What the kernel is told first: where its console is, that a panic ends the VM, and to keep boot messages that are
+/// no warnings to itself, since each byte on an emulated serial line costs microseconds.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+
+/// Numbers of the fds that QEMU inherits.
+#[derive(Clone, Debug)]
+pub struct Fds {
+    /// The kernel's file.
+    pub kernel: RawFd,
+    /// The initramfs' file, if there is one.
+    pub initramfs: Option<RawFd>,
+    /// The disks' files, in order.
+    pub disks: Vec<RawFd>,
+    /// Where the guest's console is written.
+    pub console: RawFd,
+    /// A connected socket for QMP.
+    pub qmp: RawFd,
+    /// A connected socket to the vsock device; a probe boot has none.
+    pub vsock: Option<RawFd>,
+    /// Connected sockets to the virtiofsd of each share, in order.
+    pub shares: Vec<RawFd>,
+}
+
+/// The arguments that make QEMU run `vm` on `engine`.
+pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<String>, CmdlineError> {
+    let mut args = Args::default();
+    args.machine(vm, engine);
+    args.boot(vm, fds)?;
+    args.console(fds);
+    args.flag("-chardev", format!("socket,id=qmp,fd={}", fds.qmp));
+    args.flag("-mon", "chardev=qmp,mode=control");
+    args.flag("-device", "virtio-rng-pci");
+    if let Some(fd) = fds.vsock {
+        args.flag("-chardev", format!("socket,id=vsock,fd={fd}"));
+        args.flag("-device", "vhost-user-vsock-pci,chardev=vsock");
+    }
+    for (index, (disk, fd)) in vm.disks().iter().zip(&fds.disks).enumerate() {
+        let set = args.fd_set(*fd);
+        let read_only = if disk.read_only { "on" } else { "off" };
+        args.flag(
+            "-drive",
+            format!("file={set},if=none,id=disk{index},format=raw,readonly={read_only}"),
+        );
+        args.flag("-device", format!("virtio-blk-pci,drive=disk{index},serial={}", disk.serial));
+    }
+    for (index, (share, fd)) in vm.shares().iter().zip(&fds.shares).enumerate() {
+        args.flag("-chardev", format!("socket,id=share{index},fd={fd}"));
+        args.flag(
+            "-device",
+            format!("vhost-user-fs-pci,chardev=share{index},tag={},queue-size=1024", share.tag),
+        );
+    }
+    Ok(args.list)
+}
+
+#[derive(Default)]
+struct Args {
+    list: Vec<String>,
+    fd_sets: u32,
+}
+
+impl Args {
+    fn flag(&mut self, name: &str, value: impl Into<String>) {
+        self.list.extend([name.to_owned(), value.into()]);
+    }
+
+    fn machine(&mut self, vm: &Description, engine: Engine) {
+        let (accelerator, cpu) = match engine {
+            Engine::Kvm => ("kvm", "host"),
+            // `max` needs no page-table isolation, which halves every system call under emulation.
+            Engine::Tcg => ("tcg,thread=multi", "max"),
+        };
+        let memory = vm.memory().mebibytes();
+        self.flag("-name", vm.name().as_str());
+        self.flag("-accel", accelerator);
+        self.flag("-cpu", cpu);
+        self.flag("-machine", "q35,memory-backend=mem0");
+        self.flag("-m", format!("{memory}M"));
+        // Shared, because the vsock device and virtiofsd read and write it.
+        self.flag("-object", format!("memory-backend-memfd,id=mem0,size={memory}M,share=on"));
+        self.flag("-smp", vm.cpus().to_string());
+        self.list.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+        self.flag("-display", "none");
+        self.flag("-sandbox", SANDBOX);
+    }
+
+    fn boot(&mut self, vm: &Description, fds: &Fds) -> Result<(), CmdlineError> {
+        // QEMU opens these by itself and knows no fd sets there.
+        self.flag("-kernel", format!("/proc/self/fd/{}", fds.kernel));
+        if let Some(fd) = fds.initramfs {
+            self.flag("-initrd", format!("/proc/self/fd/{fd}"));
+        }
+        self.flag("-append", vm.cmdline().after(Cmdline::parse(CMDLINE)?)?.to_string());
+        Ok(())
+    }
+
+    fn console(&mut self, fds: &Fds) {
+        let set = self.fd_set(fds.console);
+        self.flag("-chardev", format!("file,id=console,path={set},append=on"));
+        self.flag("-serial", "chardev:console");
+    }
+
+    fn fd_set(&mut self, fd: RawFd) -> String {
+        self.fd_sets += 1;
+        self.flag("-add-fd", format!("fd={fd},set={}", self.fd_sets));
+        format!("/dev/fdset/{}", self.fd_sets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::tests::draft;
+    use crate::vm::{Disk, Draft, Share};
+
+    fn text(draft: Draft, engine: Engine) -> String {
+        let fds = Fds {
+            kernel: 10,
+            initramfs: Some(11),
+            disks: vec![12],
+            console: 13,
+            qmp: 14,
+            vsock: Some(15),
+            shares: vec![16],
+        };
+        arguments(&Description::try_from(draft).unwrap(), engine, &fds).unwrap().join(" ")
+    }
+
+    #[test]
+    fn the_sandbox_is_on_and_nothing_comes_by_default() {
+        let text = text(draft(), Engine::Tcg);
+        for part in [
+            "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            "-nodefaults",
+            "-no-reboot",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_an_fd_with_its_serial() {
+        let disk = Disk {
+            serial: "layer0".parse().unwrap(),
+            path: "/secret,evil=on".into(),
+            read_only: true,
+        };
+        let text = text(Draft { disks: vec![disk], ..draft() }, Engine::Tcg);
+        assert!(text.contains(
+            "-add-fd fd=12,set=2 -drive file=/dev/fdset/2,if=none,id=disk0,format=raw,readonly=on"
+        ));
+        assert!(text.contains("virtio-blk-pci,drive=disk0,serial=layer0"));
+        assert!(!text.contains("secret"), "no path of the owner's: {text}");
+    }
+
+    #[test]
+    fn a_share_is_a_socket_with_its_tag() {
+        let share = Share { tag: "rootfs".parse().unwrap(), path: "/r".into(), read_only: true };
+        let text = text(Draft { shares: vec![share], ..draft() }, Engine::Tcg);
+        assert!(text.contains(
+            "-chardev socket,id=share0,fd=16 -device vhost-user-fs-pci,chardev=share0,tag=rootfs"
+        ));
+    }
+
+    #[test]
+    fn the_owners_words_come_after_ours() {
+        let cmdline = Cmdline::parse("loglevel=7 -- -debug").unwrap();
+        let text = text(Draft { cmdline, ..draft() }, Engine::Kvm);
+        assert!(
+            text.contains("-append console=ttyS0 quiet panic=-1 loglevel=7 -- -debug"),
+            "{text}"
+        );
+        assert!(text.contains("-accel kvm -cpu host"));
+    }
+}

@@ -1,0 +1,15 @@
+//! The system calls of the host side that std and nix have no safe wrapper for: the only place with `unsafe`.
+//! Promises: fds come in borrowed and go out owned; each function's doc leads to its man page.
+//! Never: decides anything.
+
+pub mod inherited;
+pub mod scm;
+
+#[cfg(target_os = "linux")]
+#[path = "linux/mod.rs"]
+mod os;
+#[cfg(target_os = "macos")]
+#[path = "macos/mod.rs"]
+mod os;
+
+pub use os::*;

@@ -1,0 +1,143 @@
+//! A VM's description on the control socket, and back.
+//! Promises: what comes off the socket passes every check that the owner's own draft passed.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use vminitd_protocol::pb::vminitd::vmm::v1 as pb;
+
+use super::{Accelerator, Cid, Cmdline, CmdlineError, Description, DescriptionError, Disk, Draft};
+use super::{MemorySize, MemorySizeError, NameError, Share};
+
+/// Why a message is no description. The peer's fault: it checks with the same code before it sends.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// A name or the guest's address.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The memory.
+    #[error(transparent)]
+    Memory(#[from] MemorySizeError),
+    /// The command line.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// The whole.
+    #[error(transparent)]
+    Whole(#[from] DescriptionError),
+}
+
+impl From<&Description> for pb::VmDescription {
+    fn from(vm: &Description) -> Self {
+        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        Self {
+            name: vm.name().to_string(),
+            kernel: text(vm.kernel()),
+            initramfs: vm.initramfs().map(text).unwrap_or_default(),
+            cmdline: vm.cmdline().to_string(),
+            memory_bytes: vm.memory().bytes(),
+            cpus: vm.cpus(),
+            guest_cid: vm.guest_cid().get(),
+            guest_dials: vm.guest_dials().iter().copied().collect(),
+            disks: vm.disks().iter().map(to_disk).collect(),
+            shares: vm.shares().iter().map(to_share).collect(),
+            accelerator: match vm.accelerator() {
+                Accelerator::Auto => pb::Accelerator::Auto,
+                Accelerator::Hardware => pb::Accelerator::Hardware,
+                Accelerator::Emulation => pb::Accelerator::Emulation,
+            }
+            .into(),
+        }
+    }
+}
+
+impl TryFrom<pb::VmDescription> for Description {
+    type Error = WireError;
+
+    fn try_from(vm: pb::VmDescription) -> Result<Self, WireError> {
+        let accelerator = match vm.accelerator() {
+            pb::Accelerator::Auto => Accelerator::Auto,
+            pb::Accelerator::Hardware => Accelerator::Hardware,
+            pb::Accelerator::Emulation => Accelerator::Emulation,
+        };
+        let draft = Draft {
+            name: vm.name.try_into()?,
+            kernel: vm.kernel.into(),
+            initramfs: (!vm.initramfs.is_empty()).then(|| PathBuf::from(vm.initramfs)),
+            cmdline: Cmdline::parse(&vm.cmdline)?,
+            memory: MemorySize::try_from(vm.memory_bytes)?,
+            cpus: vm.cpus,
+            guest_cid: Cid::try_from(vm.guest_cid)?,
+            guest_dials: vm.guest_dials.into_iter().collect(),
+            disks: vm.disks.into_iter().map(from_disk).collect::<Result<_, _>>()?,
+            shares: vm.shares.into_iter().map(from_share).collect::<Result<_, _>>()?,
+            accelerator,
+        };
+        Ok(draft.try_into()?)
+    }
+}
+
+fn to_disk(disk: &Disk) -> pb::Disk {
+    pb::Disk {
+        serial: disk.serial.to_string(),
+        read_only: disk.read_only,
+        path: disk.path.to_string_lossy().into_owned(),
+    }
+}
+
+fn from_disk(disk: pb::Disk) -> Result<Disk, NameError> {
+    Ok(Disk { serial: disk.serial.try_into()?, path: disk.path.into(), read_only: disk.read_only })
+}
+
+fn to_share(share: &Share) -> pb::Share {
+    pb::Share {
+        tag: share.tag.to_string(),
+        path: share.path.as_os_str().as_bytes().to_vec(),
+        read_only: share.read_only,
+    }
+}
+
+fn from_share(share: pb::Share) -> Result<Share, NameError> {
+    Ok(Share {
+        tag: share.tag.try_into()?,
+        path: OsString::from_vec(share.path).into(),
+        read_only: share.read_only,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::draft;
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_description_arrives_as_it_was_sent(
+            cpus in 1u32..=255, mebibytes in 64u64..9999, cid in 3u32..99, dials in proptest::collection::btree_set(any::<u32>(), 0..9),
+            tags in proptest::collection::btree_set("[a-z]{1,9}", 0..8), word in "[a-z]{1,9}(=[a-z ]{1,9})?",
+        ) {
+            let shares = tags.iter().map(|tag| Share { tag: tag.parse().unwrap(), path: format!("/{tag}").into(), read_only: true });
+            let sent = Description::try_from(Draft {
+                cpus,
+                memory: MemorySize::try_from(mebibytes << 20).unwrap(),
+                guest_cid: Cid::try_from(cid).unwrap(),
+                guest_dials: dials,
+                shares: shares.collect(),
+                cmdline: Cmdline::new().word(word).unwrap(),
+                ..draft()
+            }).unwrap();
+            let came = Description::try_from(pb::VmDescription::from(&sent)).unwrap();
+            prop_assert_eq!(format!("{came:?}"), format!("{sent:?}"));
+        }
+
+        #[test]
+        fn hostile_numbers_are_refused_or_within_limits(memory_bytes in any::<u64>(), cpus in any::<u32>(), guest_cid in any::<u32>(), accelerator in any::<i32>()) {
+            let good = pb::VmDescription::from(&Description::try_from(draft()).unwrap());
+            if let Ok(vm) = Description::try_from(pb::VmDescription { memory_bytes, cpus, guest_cid, accelerator, ..good }) {
+                prop_assert!(vm.cpus() == cpus && vm.guest_cid().get() == guest_cid && vm.memory().bytes() == memory_bytes);
+            }
+        }
+    }
+}
