@@ -5,14 +5,15 @@
 use std::time::Duration;
 
 use host_shim::container::{ProcessWish, default_spec, shared_rootfs};
-use host_shim::guest::{GuestStream, unlimited};
+use host_shim::guest::unlimited;
+use host_shim::vmm::GuestStream;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::task::v3::{
-    CreateTaskRequest, DeleteRequest, KillRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
-    WaitResponse,
+    CreateTaskRequest, DeleteRequest, KillRequest, StartRequest, StateRequest, StateResponse,
+    WaitRequest, WaitResponse,
 };
 use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::CreateRequest;
@@ -31,6 +32,10 @@ pub struct Wish {
     pub files: Vec<(String, Vec<u8>)>,
     /// The rootfs's mounts; `None`: the shared busybox below a tmpfs.
     pub mounts: Option<Vec<Mount>>,
+    /// Where stdout goes; `None`: a stream that the harness reads.
+    pub stdout_uri: Option<String>,
+    /// Where stderr goes; likewise.
+    pub stderr_uri: Option<String>,
     /// `Some`: used as config.json instead of the spec.
     pub raw_config: Option<Vec<u8>>,
 }
@@ -41,7 +46,15 @@ impl Wish {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         let wish = ProcessWish { args, env: Vec::new(), hostname: "test".to_owned() };
         let spec = serde_json::to_value(default_spec(&wish)).expect("a spec is JSON");
-        Self { spec, stdin: false, files: Vec::new(), mounts: None, raw_config: None }
+        Self {
+            spec,
+            stdin: false,
+            files: Vec::new(),
+            mounts: None,
+            stdout_uri: None,
+            stderr_uri: None,
+            raw_config: None,
+        }
     }
 
     /// A shell script.
@@ -63,7 +76,8 @@ impl Wish {
 
     /// Shares the guest's pid namespace.
     pub fn in_guest_pid_namespace(mut self) -> Self {
-        let namespaces = self.spec["linux"]["namespaces"].as_array_mut().expect("the default spec has some");
+        let namespaces =
+            self.spec["linux"]["namespaces"].as_array_mut().expect("the default spec has some");
         namespaces.retain(|namespace| namespace["type"] != "pid");
         self
     }
@@ -76,10 +90,21 @@ impl Wish {
         }));
         self.spec["linux"]["maskedPaths"] = json!([]);
         self.spec["linux"]["readonlyPaths"] = json!([]);
-        let all = ["CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_KILL", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"];
+        let all = [
+            "CAP_SYS_PTRACE",
+            "CAP_SYS_ADMIN",
+            "CAP_KILL",
+            "CAP_DAC_OVERRIDE",
+            "CAP_DAC_READ_SEARCH",
+        ];
         for set in ["bounding", "effective", "permitted"] {
             let caps = self.spec["process"]["capabilities"][set].as_array_mut().expect("a set");
-            caps.extend(all.iter().filter(|cap| !caps.contains(&json!(cap))).map(|cap| json!(cap)).collect::<Vec<_>>());
+            caps.extend(
+                all.iter()
+                    .filter(|cap| !caps.contains(&json!(cap)))
+                    .map(|cap| json!(cap))
+                    .collect::<Vec<_>>(),
+            );
         }
         self
     }
@@ -154,26 +179,60 @@ impl Vm {
             true => Some(self.stream(&format!("{id}-stdin")).await),
             false => None,
         };
-        let (stdout, stderr) = (self.stream(&format!("{id}-out")).await, self.stream(&format!("{id}-err")).await);
+        let (stdout_uri, stdout) = self.output(wish.stdout_uri, &format!("{id}-out")).await;
+        let (stderr_uri, stderr) = self.output(wish.stderr_uri, &format!("{id}-err")).await;
+        let output = Output { stdout, stderr };
         let request = CreateTaskRequest {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             rootfs: wish.mounts.unwrap_or_else(|| shared_rootfs(ROOTFS_TAG, bundle)),
             stdin: stdin.as_ref().map_or_else(String::new, |_| format!("stream://{id}-stdin")),
-            stdout: format!("stream://{id}-out"),
-            stderr: format!("stream://{id}-err"),
+            stdout: stdout_uri,
+            stderr: stderr_uri,
             ..Default::default()
         };
-        let output = Output { stdout: collect(stdout), stderr: collect(stderr) };
         let pid = self.guest().task().create(unlimited(), &request).await?.pid;
         Ok(Task { vm: self, id: id.to_owned(), pid, stdin, output })
     }
 
+    /// Create for the bundle of a container that exists, without streams.
+    pub async fn create_again(&self, id: &str) -> ttrpc::Result<u32> {
+        let bundle = format!("/run/bundles/{id}");
+        let request = CreateTaskRequest { id: id.to_owned(), bundle, ..Default::default() };
+        Ok(self.guest().task().create(unlimited(), &request).await?.pid)
+    }
+
+    /// Ends a container in whatever state, and waits until it is gone.
+    pub async fn delete_by_force(&self, id: &str) {
+        let id = id.to_owned();
+        let kill = KillRequest { id: id.clone(), signal: 9, ..Default::default() };
+        // Gone already is as good.
+        let _ = self.guest().task().kill(unlimited(), &kill).await;
+        let wait = WaitRequest { id: id.clone(), ..Default::default() };
+        let _ =
+            timeout(Duration::from_secs(PATIENCE_S), self.guest().task().wait(unlimited(), &wait))
+                .await;
+        let _ = self
+            .guest()
+            .task()
+            .delete(unlimited(), &DeleteRequest { id, ..Default::default() })
+            .await;
+    }
+
     /// A container's whole life.
     pub async fn run(&self, id: &str, wish: Wish) -> Exit {
-        let task = self.create(id, wish).await.unwrap_or_else(|error| panic!("create of {id}: {error}"));
+        let task =
+            self.create(id, wish).await.unwrap_or_else(|error| panic!("create of {id}: {error}"));
         let running = task.start().await.unwrap_or_else(|error| panic!("start of {id}: {error}"));
         running.finish().await
+    }
+
+    async fn output(&self, uri: Option<String>, stream: &str) -> (String, JoinHandle<Vec<u8>>) {
+        match uri {
+            // The test reads it, or nobody does.
+            Some(uri) => (uri, tokio::spawn(async { Vec::new() })),
+            None => (format!("stream://{stream}"), collect(self.stream(stream).await)),
+        }
     }
 
     /// Opens a stream.
@@ -219,7 +278,8 @@ impl<'vm> Task<'vm> {
     }
 
     async fn signal(&self, signal: i32, all: bool) -> ttrpc::Result<()> {
-        let request = KillRequest { id: self.id.clone(), signal: signal as u32, all, ..Default::default() };
+        let request =
+            KillRequest { id: self.id.clone(), signal: signal as u32, all, ..Default::default() };
         self.vm.guest().task().kill(unlimited(), &request).await.map(drop)
     }
 
@@ -234,7 +294,12 @@ impl<'vm> Task<'vm> {
         drop(self.stdin);
         let request = DeleteRequest { id: self.id.clone(), ..Default::default() };
         self.vm.guest().task().delete(unlimited(), &request).await?;
-        let output = async { (self.output.stdout.await.expect("a reader"), self.output.stderr.await.expect("a reader")) };
+        let output = async {
+            (
+                self.output.stdout.await.expect("a reader"),
+                self.output.stderr.await.expect("a reader"),
+            )
+        };
         let output = timeout(Duration::from_secs(PATIENCE_S), output).await;
         Ok(output.unwrap_or_else(|_| panic!("{}: the output does not end after Delete", self.id)))
     }
@@ -244,7 +309,9 @@ impl Running<'_> {
     /// Waits for the exit, for [`PATIENCE_S`] at most.
     pub async fn exit(&mut self) -> WaitResponse {
         let answer = timeout(Duration::from_secs(PATIENCE_S), &mut self.waiting).await;
-        let answer = answer.unwrap_or_else(|_| panic!("{}: no exit", self.task.id)).expect("Wait does not panic");
+        let answer = answer
+            .unwrap_or_else(|_| panic!("{}: no exit", self.task.id))
+            .expect("Wait does not panic");
         answer.unwrap_or_else(|error| panic!("wait of {}: {error}", self.task.id))
     }
 
@@ -252,7 +319,8 @@ impl Running<'_> {
     pub async fn finish(mut self) -> Exit {
         let wait = self.exit().await;
         let id = self.task.id.clone();
-        let (stdout, stderr) = self.task.delete().await.unwrap_or_else(|error| panic!("delete of {id}: {error}"));
+        let (stdout, stderr) =
+            self.task.delete().await.unwrap_or_else(|error| panic!("delete of {id}: {error}"));
         Exit { status: wait.exit_status, stdout, stderr, wait }
     }
 }

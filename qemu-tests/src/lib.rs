@@ -14,7 +14,7 @@ mod rootfs;
 mod vm;
 
 pub use container::{Exit, Running, Task, Wish};
-pub use leaks::Listing;
+pub use leaks::{Listing, inspector};
 pub use rootfs::{guest_program, rootfs};
 pub use vm::{Options, Vm, vm_test, vm_test_with};
 

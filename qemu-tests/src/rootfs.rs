@@ -21,7 +21,8 @@ const PROGRAMS: [&str; 2] = ["misbehave", "inspect"];
 pub fn rootfs() -> &'static Path {
     static ROOTFS: OnceLock<TempDir> = OnceLock::new();
     let dir = ROOTFS.get_or_init(|| {
-        let dir = tempfile::Builder::new().prefix("vminitd-rootfs-").tempdir().expect("a directory");
+        let dir =
+            tempfile::Builder::new().prefix("vminitd-rootfs-").tempdir().expect("a directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("our directory");
         fill(dir.path());
         // A static's destructor does not run; the process's end does this instead.
@@ -45,18 +46,23 @@ fn fill(root: &Path) {
     for directory in DIRECTORIES {
         fs::create_dir_all(root.join(directory)).expect("a new directory");
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().map(Path::new).find(|p| p.exists());
-    let busybox = busybox.expect("busybox-static is not installed; run the VM tests with `./dev test`");
+    let busybox =
+        ["/bin/busybox", "/usr/bin/busybox"].into_iter().map(Path::new).find(|p| p.exists());
+    let busybox =
+        busybox.expect("busybox-static is not installed; run the VM tests with `./dev test`");
     fs::copy(busybox, root.join("bin/busybox")).expect("copy of busybox");
     let applets = Command::new(busybox).arg("--list").output().expect("busybox runs");
-    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox") {
+    for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox")
+    {
         symlink("busybox", root.join("bin").join(applet)).expect("a new link");
     }
     for program in PROGRAMS {
-        fs::copy(guest_program(program), root.join("bin").join(program)).expect("copy of a program");
+        fs::copy(guest_program(program), root.join("bin").join(program))
+            .expect("copy of a program");
     }
     fs::write(root.join("bin/not-executable"), "#!/bin/sh\n").expect("a new file");
-    fs::set_permissions(root.join("bin/not-executable"), fs::Permissions::from_mode(0o644)).expect("our file");
+    fs::set_permissions(root.join("bin/not-executable"), fs::Permissions::from_mode(0o644))
+        .expect("our file");
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("a new file");
 }
 

@@ -3,7 +3,6 @@
 //! Owns: the machine, its console and the recorded events. Promises: the VM is gone when the test is, and a failure
 //! shows the console's and the events' last lines.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,9 +16,9 @@ use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::types::Envelope;
 use vminitd_protocol::pb::google::protobuf::Empty;
 
+use crate::PATIENCE_S;
 use crate::leaks::Listing;
 use crate::rootfs::rootfs;
-use crate::PATIENCE_S;
 
 /// The tag of the share with the root filesystem.
 pub const ROOTFS_TAG: &str = "rootfs";
@@ -50,7 +49,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let append = "vminitd.log=info".to_owned();
-        Self { append, memory: "256M", cpus: 1, disks: Vec::new(), initramfs: None, look_for_leaks: true }
+        Self {
+            append,
+            memory: "256M",
+            cpus: 1,
+            disks: Vec::new(),
+            initramfs: None,
+            look_for_leaks: true,
+        }
     }
 }
 
@@ -74,7 +80,8 @@ pub fn vm_test(test: impl AsyncFnOnce(&Vm)) {
 
 /// The same for a VM that is not the usual one.
 pub fn vm_test_with(options: Options, test: impl AsyncFnOnce(&Vm)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let look_for_leaks = options.look_for_leaks;
         let vm = Vm::boot(options).await;
@@ -94,15 +101,21 @@ impl Vm {
         match Self::try_boot(&options).await {
             Ok(vm) => vm,
             Err(failure) if failure.silent => {
-                eprintln!("REPORT: a VM printed nothing for {} s and is booted again", SILENT_BOOT.as_secs());
-                Self::try_boot(&options).await.unwrap_or_else(|failure| panic!("second boot: {}", failure.text))
+                eprintln!(
+                    "REPORT: a VM printed nothing for {} s and is booted again",
+                    SILENT_BOOT.as_secs()
+                );
+                Self::try_boot(&options)
+                    .await
+                    .unwrap_or_else(|failure| panic!("second boot: {}", failure.text))
             }
             Err(failure) => panic!("{}", failure.text),
         }
     }
 
     async fn try_boot(options: &Options) -> Result<Self, BootFailure> {
-        let directory = tempfile::Builder::new().prefix("vminitd-test-").tempdir().expect("a directory");
+        let directory =
+            tempfile::Builder::new().prefix("vminitd-test-").tempdir().expect("a directory");
         let console = directory.path().join("console.log");
         let started = Instant::now();
         let machine = Arc::new(Self::spawn(options, &console).await);
@@ -127,7 +140,16 @@ impl Vm {
         let first_start = started.elapsed();
         let guest = Mutex::new(guest);
         let booted = Instant::now();
-        Ok(Self { machine, guest, console, events, _listener: listener, booted, first_start, _directory: directory })
+        Ok(Self {
+            machine,
+            guest,
+            console,
+            events,
+            _listener: listener,
+            booted,
+            first_start,
+            _directory: directory,
+        })
     }
 
     /// A machine of which nothing more is known than that QEMU was started.
@@ -137,7 +159,9 @@ impl Vm {
         let draft = Draft {
             name: VmName::try_from(format!("test-{}", std::process::id())).expect("a name"),
             kernel: share.join("vmlinux"),
-            initramfs: Some(options.initramfs.clone().unwrap_or_else(|| share.join("initramfs.cpio.zst"))),
+            initramfs: Some(
+                options.initramfs.clone().unwrap_or_else(|| share.join("initramfs.cpio.zst")),
+            ),
             cmdline: options.append.parse().expect("words for a command line"),
             memory: options.memory.parse().expect("a size"),
             cpus: options.cpus,
@@ -177,7 +201,11 @@ impl Vm {
     /// A new connection, for example after the agent was killed; events are recorded on it as well.
     pub async fn reconnect(&self) {
         let patience = Duration::from_secs(PATIENCE_S);
-        let guest = self.guest().reconnect(patience).await.unwrap_or_else(|error| panic!("{error}: {}", error.last));
+        let guest = self
+            .guest()
+            .reconnect(patience)
+            .await
+            .unwrap_or_else(|error| panic!("{error}: {}", error.last));
         listen(&guest, self.events.clone()).await;
         *self.guest.lock().expect("no test panics with it") = guest;
     }
@@ -190,17 +218,29 @@ impl Vm {
     /// Waits until an event of this topic was published about `container` `count` times.
     pub async fn await_events(&self, topic: &str, container: &str, count: usize) {
         let seen = async {
-            while self.events().iter().filter(|e| e.topic == topic && mentions(e, container)).count() < count {
+            while self
+                .events()
+                .iter()
+                .filter(|e| e.topic == topic && mentions(e, container))
+                .count()
+                < count
+            {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         let patience = Duration::from_secs(PATIENCE_S);
-        timeout(patience, seen).await.unwrap_or_else(|_| panic!("no {count} events {topic} of {container}"));
+        timeout(patience, seen)
+            .await
+            .unwrap_or_else(|_| panic!("no {count} events {topic} of {container}"));
     }
 
     /// Topics of the events about `container`, in order.
     pub fn topics(&self, container: &str) -> Vec<String> {
-        self.events().into_iter().filter(|event| mentions(event, container)).map(|event| event.topic).collect()
+        self.events()
+            .into_iter()
+            .filter(|event| mentions(event, container))
+            .map(|event| event.topic)
+            .collect()
     }
 
     /// Everything on the console so far.
@@ -228,7 +268,9 @@ impl Vm {
             let _ = self.guest().system().prepare_shutdown(unlimited(), &Empty {}).await;
             self.machine.exited().await
         };
-        timeout(Duration::from_secs(PATIENCE_S), ended).await.expect("the guest powers off when asked")
+        timeout(Duration::from_secs(PATIENCE_S), ended)
+            .await
+            .expect("the guest powers off when asked")
     }
 }
 
@@ -237,7 +279,10 @@ impl Drop for Vm {
         if std::thread::panicking() {
             eprintln!("--- console, {:.1} s after the boot:", self.booted.elapsed().as_secs_f64());
             eprintln!("{}", console_tail(&self.console, TAIL_LINES).join("\n"));
-            eprintln!("--- events: {:?}", self.events().iter().rev().take(12).map(|e| &e.topic).collect::<Vec<_>>());
+            eprintln!(
+                "--- events: {:?}",
+                self.events().iter().rev().take(12).map(|e| &e.topic).collect::<Vec<_>>()
+            );
         }
     }
 }
@@ -258,7 +303,7 @@ async fn listen(guest: &Guest, record: Arc<Mutex<Vec<Envelope>>>) -> JoinHandle<
     let mut stream = events.stream(unlimited(), &Empty {}).await.expect("a stream of events");
     tokio::spawn(async move {
         let _client = events;
-        while let Ok(envelope) = stream.recv().await {
+        while let Ok(Some(envelope)) = stream.recv().await {
             record.lock().expect("no test panics with it").push(envelope);
         }
     })
@@ -268,16 +313,13 @@ async fn listen(guest: &Guest, record: Arc<Mutex<Vec<Envelope>>>) -> JoinHandle<
 fn mentions(event: &Envelope, container: &str) -> bool {
     let Some(any) = &event.event else { return false };
     let length = container.len() as u8;
-    any.value.windows(container.len() + 2).any(|w| w[0] == 0x0a && w[1] == length && &w[2..] == container.as_bytes())
+    any.value
+        .windows(container.len() + 2)
+        .any(|w| w[0] == 0x0a && w[1] == length && &w[2..] == container.as_bytes())
 }
 
 fn host_dist() -> PathBuf {
-    std::env::var_os("VMINITD_DIST").map(PathBuf::from).unwrap_or_else(|| {
-        panic!("VMINITD_DIST is not set; run the VM tests with `./dev test`")
-    })
-}
-
-/// `ErrorKind` of a failed dial, for tests of the ports themselves.
-pub async fn dial(vm: &Vm, port: u32) -> io::Result<host_shim::guest::GuestStream> {
-    vm.guest().dial(port).await
+    std::env::var_os("VMINITD_DIST")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("VMINITD_DIST is not set; run the VM tests with `./dev test`"))
 }

@@ -9,7 +9,8 @@ const WHOLE_LIFE: [&str; 4] = [TASK_CREATE, TASK_START, TASK_EXIT, TASK_DELETE];
 #[test]
 fn container_whole_life_has_its_states_and_events_in_order() {
     vm_test(async |vm| {
-        let task = vm.create("a", Wish::sh("read line; exit 3").with_stdin()).await.expect("create");
+        let task =
+            vm.create("a", Wish::sh("read line; exit 3").with_stdin()).await.expect("create");
         let state = task.state().await.expect("state");
         assert_eq!(state.status(), Status::Created);
         assert_eq!((state.id.as_str(), state.pid), ("a", task.pid));
@@ -55,9 +56,13 @@ fn kill_ends_the_init_with_the_signal_that_it_handles_or_cannot() {
             ("handles", Wish::new(&["misbehave", "handle-term", "7"]), 15, 7),
             ("ignores", Wish::new(&["misbehave", "ignore-term"]), 9, 137),
         ] {
-            let mut running = vm.create(id, wish).await.expect("create").start().await.expect("start");
+            let mut running =
+                vm.create(id, wish).await.expect("create").start().await.expect("start");
             // PID 1 of a namespace gets no signal that it does not handle yet: send it until it does.
-            while tokio::time::timeout(std::time::Duration::from_millis(100), running.exit()).await.is_err() {
+            while tokio::time::timeout(std::time::Duration::from_millis(100), running.exit())
+                .await
+                .is_err()
+            {
                 let _ = running.task.kill(signal).await;
             }
             assert_eq!(running.task.wait().await.expect("wait").exit_status, status, "{id}");
@@ -94,7 +99,8 @@ fn twenty_containers_at_once_each_get_their_own_output_and_status() {
     vm_test(async |vm| {
         let lives = (0..20).map(|n| async move {
             let id = format!("many{n}");
-            let exit = vm.run(&id, Wish::sh(&format!("echo out {n}; echo err {n} >&2; exit {n}"))).await;
+            let exit =
+                vm.run(&id, Wish::sh(&format!("echo out {n}; echo err {n} >&2; exit {n}"))).await;
             assert_eq!(exit.status, n);
             assert_eq!(exit.text(), format!("out {n}\n"));
             assert_eq!(exit.stderr, format!("err {n}\n").as_bytes());

@@ -26,7 +26,8 @@ fn processes_of_a_container_end_with_its_init() {
 fn kill_all_ends_every_process_of_a_container_without_pid_namespace() {
     vm_test(async |vm| {
         let wish = Wish::sh("sleep 3600 & sleep 3600 & echo ready; wait").in_guest_pid_namespace();
-        let mut running = vm.create("all", wish).await.expect("create").start().await.expect("start");
+        let mut running =
+            vm.create("all", wish).await.expect("create").start().await.expect("start");
         running.task.kill_all(9).await.expect("kill");
         assert_eq!(running.exit().await.exit_status, 137);
         running.finish().await;

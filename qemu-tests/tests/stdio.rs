@@ -1,7 +1,7 @@
 //! Bytes: all of them, in order, before the exit, and their ends in both directions.
 
 use qemu_tests::{Wish, noise, sha256, vm_test};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MIB: usize = 1 << 20;
 
@@ -20,7 +20,9 @@ fn twenty_mib_of_stdout_and_of_stderr_arrive_whole_and_are_counted() {
 #[test]
 fn burst_then_exit_of_any_size_arrives_whole() {
     vm_test(async |vm| {
-        for (round, size) in [0, 1, 4095, 4096, 65_535, 65_536, 65_537, MIB, 3 * MIB + 7].into_iter().enumerate() {
+        for (round, size) in
+            [0, 1, 4095, 4096, 65_535, 65_536, 65_537, MIB, 3 * MIB + 7].into_iter().enumerate()
+        {
             let args = ["misbehave", "burst", &size.to_string(), "1"];
             let exit = vm.run(&format!("b{round}"), Wish::new(&args)).await;
             assert!(exit.stdout == noise(1, size), "{size}: {} bytes", exit.stdout.len());
@@ -35,7 +37,13 @@ fn output_is_all_counted_when_wait_returns_before_anybody_reads_it() {
     vm_test(async |vm| {
         // 40 KiB fit into the pipe: the program is gone long before the host looks at the stream.
         let args = ["misbehave", "burst", "40960", "0"];
-        let mut running = vm.create("early", Wish::new(&args)).await.expect("create").start().await.expect("start");
+        let mut running = vm
+            .create("early", Wish::new(&args))
+            .await
+            .expect("create")
+            .start()
+            .await
+            .expect("start");
         assert_eq!(running.exit().await.stdout_bytes, 40_960);
         assert!(running.finish().await.stdout == noise(1, 40_960));
     });
@@ -45,7 +53,8 @@ fn output_is_all_counted_when_wait_returns_before_anybody_reads_it() {
 fn twenty_mib_of_stdin_arrive_and_the_half_close_ends_them() {
     vm_test(async |vm| {
         let input = noise(3, 20 * MIB);
-        let mut task = vm.create("sum", Wish::new(&["sha256sum"]).with_stdin()).await.expect("create");
+        let mut task =
+            vm.create("sum", Wish::new(&["sha256sum"]).with_stdin()).await.expect("create");
         let mut stdin = task.stdin.take().expect("it was asked for");
         let running = task.start().await.expect("start");
         stdin.write_all(&input).await.expect("the guest takes it");
@@ -68,7 +77,11 @@ fn close_io_ends_stdin_behind_what_was_sent_and_may_be_repeated() {
                 stdin: true,
                 ..Default::default()
             };
-            vm.guest().task().close_io(host_shim::guest::unlimited(), &request).await.expect("close_io");
+            vm.guest()
+                .task()
+                .close_io(host_shim::guest::unlimited(), &request)
+                .await
+                .expect("close_io");
         }
         assert_eq!(running.exit().await.exit_status, 0);
         assert_eq!(running.finish().await.text(), "hello\n");
@@ -86,7 +99,8 @@ fn program_without_stdin_reads_an_empty_file() {
 #[test]
 fn stdout_is_a_pipe_that_can_be_opened_again() {
     vm_test(async |vm| {
-        let exit = vm.run("reopen", Wish::sh("echo one >/dev/stdout; echo two >/proc/self/fd/2")).await;
+        let exit =
+            vm.run("reopen", Wish::sh("echo one >/dev/stdout; echo two >/proc/self/fd/2")).await;
         assert_eq!(exit.text(), "one\n");
         assert_eq!(exit.stderr, b"two\n");
     });
@@ -112,7 +126,8 @@ fn stdin_of_one_container_ends_while_another_sits_created() {
 fn grandchild_that_holds_stdout_delays_neither_exit_nor_what_was_written_before() {
     vm_test(async |vm| {
         let wish = Wish::new(&["misbehave", "hold-stdout", "1500"]).in_guest_pid_namespace();
-        let mut running = vm.create("hold", wish).await.expect("create").start().await.expect("start");
+        let mut running =
+            vm.create("hold", wish).await.expect("create").start().await.expect("start");
         let exit = running.exit().await;
         assert_eq!((exit.exit_status, exit.stdout_bytes), (0, 6));
         let text = running.finish().await.text();
@@ -124,16 +139,33 @@ fn grandchild_that_holds_stdout_delays_neither_exit_nor_what_was_written_before(
 fn host_that_reads_nothing_blocks_no_other_container() {
     vm_test(async |vm| {
         let size = (8 * MIB).to_string();
-        let stalled = vm.stream("stalled-out").await;
+        let mut stream = vm.stream("stalled-out").await;
         let mut wish = Wish::new(&["misbehave", "burst", &size, "0"]);
-        wish.mounts = None;
-        let bundle = vm.make_bundle("stalled", &wish).await.expect("bundle");
-        let task = vm.create_with_stdout("stalled", &bundle, "stream://stalled-out").await;
-        let running = task.start().await.expect("start");
+        wish.stdout_uri = Some("stream://stalled-out".to_owned());
+        let running =
+            vm.create("stalled", wish).await.expect("create").start().await.expect("start");
         for round in 0..3 {
             assert_eq!(vm.run(&format!("other{round}"), Wish::sh("echo hi")).await.text(), "hi\n");
         }
-        let bytes = qemu_tests::read_all(stalled, running).await;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.expect("the guest's end of file");
         assert!(bytes == noise(1, 8 * MIB), "{} bytes", bytes.len());
+        assert_eq!(running.finish().await.status, 0);
+    });
+}
+
+#[test]
+fn same_stream_for_stdout_and_stderr_is_merged_and_ends_once() {
+    vm_test(async |vm| {
+        let mut stream = vm.stream("both").await;
+        let mut wish = Wish::sh("echo out; echo err >&2; echo out");
+        (wish.stdout_uri, wish.stderr_uri) =
+            (Some("stream://both".to_owned()), Some("stream://both".to_owned()));
+        let running =
+            vm.create("merged", wish).await.expect("create").start().await.expect("start");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("the guest's end of file");
+        assert_eq!(text, "out\nerr\nout\n");
+        assert_eq!(running.finish().await.status, 0);
     });
 }

@@ -22,9 +22,10 @@ pub struct Cli {
 pub enum Command {
     /// Boot a VM, run a command in it as a container, and exit with its status
     ///
-    /// The command's stdout and stderr are passed on byte by byte, signals are forwarded, and the exit status is the
-    /// command's (128 + signal when it was killed). 125: vminitctl failed; 126: the command cannot be executed;
-    /// 127: it was not found. A second SIGINT or SIGTERM within two seconds kills the command.
+    /// The command's stdout and stderr are passed on byte by byte, signals are forwarded, and the
+    /// exit status is the command's (128 + signal when it was killed). 125: vminitctl failed;
+    /// 126: the command cannot be executed; 127: it was not found. A second SIGINT or SIGTERM
+    /// within two seconds kills the command.
     ///
     /// Example:
     ///     vminitctl run --rootfs ./rootfs -- sh -c 'echo out; echo err >&2; exit 3'
@@ -80,11 +81,11 @@ pub struct RunArgs {
     pub name: Option<String>,
 
     /// Guest kernel [default: share/vminitd/x86_64/vmlinux beside this program's directory]
-    #[arg(long, value_name = "FILE", env = "VMINITD_KERNEL", help_heading = "VM")]
+    #[arg(long, value_name = "FILE", env = "VMINITD_KERNEL", hide_env_values = true, help_heading = "VM")]
     pub kernel: Option<PathBuf>,
 
     /// Guest initramfs [default: share/vminitd/x86_64/initramfs.cpio.zst beside this program's directory]
-    #[arg(long, value_name = "FILE", env = "VMINITD_INITRAMFS", help_heading = "VM")]
+    #[arg(long, value_name = "FILE", env = "VMINITD_INITRAMFS", hide_env_values = true, help_heading = "VM")]
     pub initramfs: Option<PathBuf>,
 
     /// Add a word to the guest's kernel command line, for example vminitd.log=debug; may be given more than once

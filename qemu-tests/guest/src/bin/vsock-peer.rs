@@ -8,6 +8,8 @@
 //! | 4 | sends `hello`, then the end; reads to the end; dials the host's port 9001 and sends `COUNT HASH` there |
 //! | 5 | never reads and never closes |
 //! | 6 | closes at once |
+//! | 7 | reads to the end as fast as it can, then sends a byte |
+//! | 8 | reads a line `COUNT`, sends that many bytes as fast as it can, closes |
 //! | 10 | reads a command to the end, obeys ([`obey`]), sends the answer |
 //!
 //! Dials the host's port 9000 when it is up. Owns: the VM. Promises: any other port is closed.
@@ -54,13 +56,15 @@ fn serve() -> io::Result<()> {
     let none: Option<&str> = None;
     mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)?;
-    let services: [(u32, Service); 7] = [
+    let services: [(u32, Service); 9] = [
         (1, echo),
         (2, sink),
         (3, source),
         (4, talk_first),
         (5, hold),
         (6, |_| Ok(())),
+        (7, drain),
+        (8, pour),
         (10, command),
     ];
     for (port, service) in services {
@@ -150,6 +154,25 @@ fn talk_first(mut stream: File) -> io::Result<()> {
 
 fn hold(stream: File) -> io::Result<()> {
     std::mem::forget(stream);
+    Ok(())
+}
+
+fn drain(mut stream: File) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    while stream.read(&mut chunk)? > 0 {}
+    stream.write_all(b".")
+}
+
+fn pour(mut stream: File) -> io::Result<()> {
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line)?;
+    let mut left = number(line.trim());
+    let chunk = vec![0; CHUNK];
+    while left > 0 {
+        let some = left.min(CHUNK as u64);
+        stream.write_all(&chunk[..some as usize])?;
+        left -= some;
+    }
     Ok(())
 }
 

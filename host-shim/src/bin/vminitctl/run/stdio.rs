@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use host_shim::guest::Guest;
+use host_shim::vmm::Released;
 use tokio::sync::{Notify, oneshot};
 
 use super::RunError;
@@ -23,10 +24,13 @@ const CHUNK: usize = 64 << 10;
 /// Streams that the guest has registered.
 pub struct Stdio {
     container: String,
-    stdin: Option<UnixStream>,
-    stdout: UnixStream,
-    stderr: UnixStream,
+    stdin: Option<Stream>,
+    stdout: Stream,
+    stderr: Stream,
 }
+
+/// A blocking stream, and what keeps its connection alive.
+type Stream = (UnixStream, Released);
 
 /// Opens the container's streams in the guest.
 pub async fn open(guest: &Guest, container: &str, interactive: bool) -> Result<Stdio, RunError> {
@@ -39,11 +43,9 @@ pub async fn open(guest: &Guest, container: &str, interactive: bool) -> Result<S
     Ok(Stdio { container: container.to_owned(), stdin, stdout, stderr })
 }
 
-async fn stream(guest: &Guest, container: &str, name: &str) -> Result<UnixStream, RunError> {
+async fn stream(guest: &Guest, container: &str, name: &str) -> Result<Stream, RunError> {
     let stream = guest.stream(&format!("{container}-{name}")).await?;
-    let stream = stream.into_std().map_err(RunError::Output)?;
-    stream.set_nonblocking(false).map_err(RunError::Output)?;
-    Ok(stream)
+    stream.into_blocking().map_err(RunError::Output)
 }
 
 impl Stdio {
@@ -111,22 +113,23 @@ impl Running {
     }
 }
 
-fn pump_stdin(mut stream: UnixStream) {
+fn pump_stdin((mut stream, _released): Stream) {
     let mut stdin = borrow(0);
     // Whether our stdin failed or the command closed its own: either way no more input comes.
-    let _ = copy(&mut stdin, &mut stream);
+    let _ = copy(&mut *stdin, &mut stream);
     let _ = stream.shutdown(Shutdown::Write);
     // Kept open for reading until the guest closes it, lest the half-close become a reset.
     let _ = stream.read(&mut [0]);
 }
 
-fn pump_output(mut stream: UnixStream, fd: i32, reader_gone: Arc<Notify>) -> oneshot::Receiver<io::Result<u64>> {
+fn pump_output((mut stream, released): Stream, fd: i32, reader_gone: Arc<Notify>) -> oneshot::Receiver<io::Result<u64>> {
     let (done, result) = oneshot::channel();
     std::thread::spawn(move || {
-        let copied = copy(&mut stream, &mut borrow(fd));
+        let copied = copy(&mut stream, &mut *borrow(fd));
         if matches!(&copied, Err(error) if error.kind() == ErrorKind::BrokenPipe) {
             reader_gone.notify_one();
         }
+        drop((stream, released));
         let _ = done.send(copied);
     });
     result

@@ -1,0 +1,139 @@
+//! What a container gets from PID 1 (nothing), and launchers that fail (alone).
+//!
+//! The container looks at itself and prints what it finds; `misbehave look` has the list.
+
+use std::time::{Duration, Instant};
+
+use qemu_tests::{Options, Wish, vm_test, vm_test_with};
+use serde_json::json;
+
+fn line<'a>(text: &'a str, start: &str) -> &'a str {
+    text.lines()
+        .find_map(|line| line.strip_prefix(start))
+        .unwrap_or_else(|| panic!("no {start:?} in:\n{text}"))
+        .trim()
+}
+
+#[test]
+fn container_has_no_blocked_or_ignored_signals() {
+    vm_test(async |vm| {
+        let text = vm.run("signals", Wish::sh("grep Sig /proc/self/status")).await.text();
+        assert_eq!(line(&text, "SigBlk:"), "0000000000000000");
+        assert_eq!(line(&text, "SigIgn:"), "0000000000000000");
+    });
+}
+
+#[test]
+fn container_has_oom_score_umask_limits_and_cwd_of_a_fresh_process() {
+    vm_test(async |vm| {
+        let mut wish = Wish::new(&["misbehave", "look"]);
+        wish.spec["process"].as_object_mut().expect("an object").remove("rlimits");
+        let text = vm.run("look", wish).await.text();
+        assert_eq!(line(&text, "oom_score_adj:"), "0");
+        assert_eq!(line(&text, "Umask:"), "0022");
+        assert_eq!(line(&text, "cwd:"), "/");
+        assert_eq!(line(&text, "Max open files"), "1024 524288 files");
+    });
+}
+
+#[test]
+fn container_has_no_fds_but_its_stdio() {
+    vm_test(async |vm| {
+        let text = vm.run("fds", Wish::new(&["misbehave", "look"])).await.text();
+        let fds: Vec<&str> = text.lines().filter(|line| line.starts_with("fd ")).collect();
+        assert_eq!(fds, ["fd 0: /dev/null", "fd 1: pipe", "fd 2: pipe"]);
+    });
+}
+
+#[test]
+fn container_has_a_session_keyring_of_its_own() {
+    vm_test(async |vm| {
+        let mut wish = Wish::sh("cat /proc/keys");
+        wish.spec["linux"]["maskedPaths"] = json!([]);
+        let one = vm.run("one", wish.clone()).await.text();
+        let two = vm.run("two", wish).await.text();
+        let session = |text: &str| {
+            let line = text.lines().find(|line| line.contains("_ses") || line.contains("keyring"));
+            line.and_then(|line| line.split(' ').next()).map(str::to_owned)
+        };
+        assert!(session(&one).is_some(), "no keyring in:\n{one}");
+        assert_ne!(session(&one), session(&two));
+    });
+}
+
+#[test]
+fn container_can_make_neither_vsock_sockets_nor_io_uring() {
+    vm_test(async |vm| {
+        let exit = vm.run("vsock", Wish::new(&["misbehave", "vsock", "1", "1024"])).await;
+        assert!(exit.text().starts_with("socket: E"), "{}", exit.text());
+        let exit = vm.run("uring", Wish::new(&["misbehave", "io-uring"])).await;
+        assert!(exit.text().starts_with("io_uring_setup: E"), "{}", exit.text());
+        let mut open = Wish::new(&["misbehave", "vsock", "2", "9"]);
+        open.spec["annotations"] = json!({ "io.vminitd.vsock": "allow" });
+        // Allowed to try; the host refuses a port that is not on its list.
+        let exit = vm.run("open", open).await;
+        assert!(exit.text().starts_with("connect: E"), "{}", exit.text());
+    });
+}
+
+#[test]
+fn container_has_loopback_up_in_its_own_network_namespace() {
+    vm_test(async |vm| {
+        let exit = vm
+            .run(
+                "lo",
+                Wish::sh("ip -o addr show lo; ping -c 1 -w 5 127.0.0.1 >/dev/null && echo alive"),
+            )
+            .await;
+        assert!(
+            exit.text().contains("127.0.0.1/8") && exit.text().ends_with("alive\n"),
+            "{}",
+            exit.text()
+        );
+    });
+}
+
+fn with_hook(name: &str, path: &str, args: &[&str]) -> Wish {
+    let mut wish = Wish::new(&["true"]);
+    wish.spec["hooks"] = json!({ name: [{ "path": path, "args": args }] });
+    wish
+}
+
+#[test]
+fn launcher_that_hangs_fails_only_its_own_create_and_leaves_nothing() {
+    let options = Options {
+        append: "vminitd.log=info vminitd.launcher_timeout_ms=3000".to_owned(),
+        ..Options::default()
+    };
+    vm_test_with(options, async |vm| {
+        // A createContainer hook runs in the container's filesystem, and the launcher waits for it.
+        let wish = with_hook("createContainer", "/bin/misbehave", &["misbehave", "hang"]);
+        let (hanging, others) =
+            tokio::join!(async { vm.create("hang", wish).await.map(|task| task.id) }, async {
+                let started = Instant::now();
+                for round in 0..3 {
+                    assert_eq!(vm.run(&format!("ok{round}"), Wish::new(&["true"])).await.status, 0);
+                }
+                started.elapsed()
+            });
+        let error = hanging.expect_err("a launcher that hangs").to_string();
+        assert!(error.contains("3000 ms") || error.contains("3 s"), "{error}");
+        assert!(others < Duration::from_secs(60), "{others:?}");
+        assert_eq!(vm.run("hang", Wish::new(&["true"])).await.status, 0);
+    });
+}
+
+#[test]
+fn hook_that_fails_fails_the_create_with_its_name() {
+    vm_test(async |vm| {
+        let wish = with_hook("createContainer", "/bin/false", &["false"]);
+        let error = vm
+            .create("hook", wish)
+            .await
+            .map(|task| task.id)
+            .expect_err("a hook that fails")
+            .to_string();
+        assert!(error.contains("OCI runtime create failed"), "{error}");
+        assert_eq!(vm.run("hook", Wish::new(&["true"])).await.status, 0);
+    });
+}
