@@ -28,6 +28,8 @@ const SOURCE: u32 = 3;
 const TALK_FIRST: u32 = 4;
 const HOLD: u32 = 5;
 const CLOSE: u32 = 6;
+const DRAIN: u32 = 7;
+const POUR: u32 = 8;
 const CLOSED: u32 = 77;
 
 /// A refusal is an answer, not a timeout: it takes as long as a round trip.
@@ -330,19 +332,62 @@ fn a_dropped_device_ends_its_connections_and_the_vm_lives() {
 }
 
 #[test]
-fn round_trips_are_measured() {
+fn speed_is_measured_beside_a_plain_socket_pair() {
     let vm = Vm::boot();
-    let stream = vm.connect(ECHO);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let echoing = thread::spawn(move || {
+        let mut byte = [0];
+        while (&theirs).read(&mut byte).unwrap() > 0 {
+            (&theirs).write_all(&byte).unwrap();
+        }
+    });
+    let raw = round_trip(&ours);
+    drop(ours);
+    echoing.join().unwrap();
+    let ours = round_trip(&vm.connect(ECHO));
+    println!("round trip: {ours:?}, of a plain socket pair {raw:?}");
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let pouring = thread::spawn(move || (&theirs).write_all(&vec![0; 256 * MIB]).unwrap());
+    let raw = read_rate(&ours);
+    pouring.join().unwrap();
+    let from = vm.connect(POUR);
+    writeln!(&from, "{}", 256 * MIB).unwrap();
+    let from = read_rate(&from);
+    let to = vm.connect(DRAIN);
+    let begin = Instant::now();
+    for _ in 0..256 {
+        (&to).write_all(&vec![0; MIB]).unwrap();
+    }
+    assert_eq!(exchange(to, b""), ".");
+    let to = 256.0 / begin.elapsed().as_secs_f64();
+    println!(
+        "MiB/s: from the guest {from:.0}, to it {to:.0}, through a plain socket pair {raw:.0}"
+    );
+}
+
+/// The median time of a byte there and back.
+fn round_trip(mut stream: &UnixStream) -> Duration {
     let mut times: Vec<Duration> = (0..2000)
         .map(|_| {
             let begin = Instant::now();
-            (&stream).write_all(b"x").unwrap();
-            (&stream).read_exact(&mut [0]).unwrap();
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
             begin.elapsed()
         })
         .collect();
     times.sort();
-    println!("round trip: median {:?}, 99 % {:?}", times[1000], times[1980]);
+    times[times.len() / 2]
+}
+
+/// MiB per second, of 256.
+fn read_rate(mut stream: &UnixStream) -> f64 {
+    let begin = Instant::now();
+    let mut chunk = vec![0; MIB];
+    for _ in 0..256 {
+        stream.read_exact(&mut chunk).unwrap();
+    }
+    256.0 / begin.elapsed().as_secs_f64()
 }
 
 /// Sends noise and the end, gets it back, and the end.
@@ -386,8 +431,8 @@ fn fill(mut stream: &UnixStream) -> usize {
 /// The guest has the descriptors that it began with: no connection was lost half-way.
 fn nothing_is_left(vm: &Vm) {
     let deadline = Instant::now() + vm::PATIENCE;
-    // Standard streams, seven listeners, this command's connection and the directory that it reads.
-    while vm.command("files") != (3 + 7 + 2).to_string() {
+    // Standard streams, nine listeners, this command's connection and the directory that it reads.
+    while vm.command("files") != (3 + 9 + 2).to_string() {
         assert!(Instant::now() < deadline, "the guest has {} descriptors", vm.command("files"));
         thread::sleep(Duration::from_millis(50));
     }
