@@ -3,13 +3,16 @@
 
 pub mod bundle;
 pub mod cgroup;
+pub mod dirs;
 pub mod errors;
 pub mod events;
 pub mod id;
 pub mod init_client;
+pub mod mounts;
 pub mod process;
 pub mod profile;
 pub mod server;
+pub mod spec;
 pub mod stdio;
 
 use std::process::ExitCode;

@@ -7,13 +7,6 @@ use std::path::Path;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
-/// Opens what `path` names as if `root` were `/`: symlinks are followed, none leads out.
-/// openat2(2) with RESOLVE_IN_ROOT.
-pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    open(root, path, flags, resolve)
-}
-
 /// Opens an entry of `directory` itself: neither a symlink nor a mount point is crossed (ELOOP,
 /// EXDEV). openat2(2) with RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, RESOLVE_BENEATH.
 pub fn open_entry(directory: BorrowedFd<'_>, name: &Path, flags: OFlag) -> io::Result<OwnedFd> {
@@ -21,6 +14,12 @@ pub fn open_entry(directory: BorrowedFd<'_>, name: &Path, flags: OFlag) -> io::R
         | ResolveFlag::RESOLVE_NO_XDEV
         | ResolveFlag::RESOLVE_BENEATH;
     open(directory, name, flags, resolve)
+}
+
+/// Opens what is below `directory`; no symlink is followed, mounts are crossed. openat2(2) with
+/// RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH.
+pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    open(directory, path, flags, ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH)
 }
 
 fn open(

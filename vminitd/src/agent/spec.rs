@@ -1,0 +1,312 @@
+//! The OCI config of a container: read, changed into what libcontainer is to see, written.
+//!
+//! Promises: the host's config stays as it is beside the changed one (`config.original.json`), and
+//! hooks are told the real bundle; whatever cannot be honoured is an error or a warning that names
+//! it. Never: looks at anything but the bundle's config.
+//!
+//! libcontainer reads `config.json` from the bundle and hands the bundle's path to hooks, so a
+//! changed copy elsewhere would tell hooks of a place that they do not know. What is changed:
+//!
+//! | field | becomes | why |
+//! |---|---|---|
+//! | `root.path` | absolute; the mounted rootfs, if there are rootfs mounts | the launcher has no working directory |
+//! | `linux.cgroupsPath` | `/containers/<id>` | one subtree for all; a relative one would mean systemd |
+//! | `linux.resources` | gone | the agent applies them to the cgroup before, see `cgroup/apply.rs` |
+//! | `process.apparmorProfile` | gone, with a warning | the kernel has no AppArmor, and create would fail |
+//! | relative sources of bind mounts | files of the bundle | so hosts mean them |
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Hook, Linux, LinuxResources, Mount, Spec};
+
+use super::bundle::ORIGINAL_CONFIG;
+use crate::paths::{BUNDLE_CONFIG, CGROUP_CONTAINERS_IN_SPEC};
+
+/// The annotation that lets a container make AF_VSOCK sockets, and its value.
+const ALLOW_VSOCK: (&str, &str) = ("io.vminitd.vsock", "allow");
+
+/// Why a config is no use. The host's fault, but for a full tmpfs.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// It cannot be read, or the changed one cannot be written.
+    #[error("{verb} {path}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not the JSON of a runtime spec.
+    #[error("parse {path}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what was expected.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A field that a container cannot do without.
+    #[error("the config has no {0}")]
+    Missing(&'static str),
+    /// A path that leads out of the bundle.
+    #[error("{what} {path} leads out of the bundle")]
+    Outside {
+        /// Which.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// A config, changed, and what the agent itself has to do about it.
+#[derive(Debug)]
+pub struct Prepared {
+    spec: Spec,
+    /// To be applied to the cgroup.
+    pub resources: Option<LinuxResources>,
+    /// Whether start needs libcontainer.
+    pub poststart: bool,
+    /// Whether delete needs libcontainer.
+    pub poststop: bool,
+    /// Seconds that hooks may take during create, by their own timeouts.
+    pub hook_seconds: u64,
+    /// Whether the container may make AF_VSOCK sockets.
+    pub allow_vsock: bool,
+    /// What was dropped, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the bundle's config. With `rootfs_mounted`, the root is `rootfs` whatever the config says.
+pub fn read(bundle: &Path, id: &str, rootfs_mounted: bool) -> Result<Prepared, SpecError> {
+    // A create that failed may have left the changed one in a bundle that is not ours to remove.
+    restore(bundle)?;
+    let path = bundle.join(BUNDLE_CONFIG);
+    let json = fs::read(&path).map_err(|source| SpecError::Io {
+        verb: "read",
+        path: path.clone(),
+        source,
+    })?;
+    let spec: Spec =
+        serde_json::from_slice(&json).map_err(|source| SpecError::Parse { path, source })?;
+    prepare(spec, bundle, id, rootfs_mounted)
+}
+
+/// Puts the changed config in place of the original, which gets another name.
+pub fn write(bundle: &Path, prepared: &Prepared) -> Result<(), SpecError> {
+    let (config, original) = (bundle.join(BUNDLE_CONFIG), bundle.join(ORIGINAL_CONFIG));
+    let failed = |source| SpecError::Io { verb: "write", path: config.clone(), source };
+    let json = serde_json::to_vec(&prepared.spec).map_err(|error| failed(error.into()))?;
+    fs::rename(&config, &original).map_err(failed)?;
+    fs::write(&config, json).map_err(failed)
+}
+
+/// Puts the original config back, if it was changed.
+pub fn restore(bundle: &Path) -> Result<(), SpecError> {
+    let (config, original) = (bundle.join(BUNDLE_CONFIG), bundle.join(ORIGINAL_CONFIG));
+    match fs::rename(&original, &config) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(|source| SpecError::Io { verb: "restore", path: config, source }),
+    }
+}
+
+fn prepare(
+    mut spec: Spec,
+    bundle: &Path,
+    id: &str,
+    rootfs_mounted: bool,
+) -> Result<Prepared, SpecError> {
+    let mut warnings = Vec::new();
+    let root = spec.root_mut().as_mut().ok_or(SpecError::Missing("root"))?;
+    let path = if rootfs_mounted {
+        bundle.join("rootfs")
+    } else {
+        inside("root.path", bundle, root.path())?
+    };
+    root.set_path(path);
+    let process = spec.process_mut().as_mut().ok_or(SpecError::Missing("process"))?;
+    if let Some(profile) = process.apparmor_profile().clone().filter(|name| !name.is_empty()) {
+        warnings.push(format!("process.apparmorProfile {profile:?}: no AppArmor in this kernel"));
+    }
+    process.set_apparmor_profile(None);
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if let Some(source) = mount.source().clone().filter(|_| is_bind(mount)) {
+            mount.set_source(Some(inside("mount source", bundle, &source)?));
+        }
+    }
+    if spec.linux().is_none() {
+        spec.set_linux(Some(bare_linux()));
+    }
+    let linux = spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?;
+    linux.set_cgroups_path(Some(Path::new(CGROUP_CONTAINERS_IN_SPEC).join(id)));
+    let resources = linux.resources_mut().take();
+    let (key, value) = ALLOW_VSOCK;
+    let annotation = spec.annotations().as_ref().and_then(|all| all.get(key));
+    let allow_vsock = annotation.is_some_and(|found| found == value);
+    let hooks = spec.hooks().as_ref();
+    #[allow(deprecated, reason = "still run at create, so their time counts")]
+    let during_create = [
+        hooks.and_then(|hooks| hooks.prestart().as_ref()),
+        hooks.and_then(|hooks| hooks.create_runtime().as_ref()),
+        hooks.and_then(|hooks| hooks.create_container().as_ref()),
+    ];
+    let any = |list: Option<&Vec<Hook>>| list.is_some_and(|list| !list.is_empty());
+    Ok(Prepared {
+        resources,
+        poststart: any(hooks.and_then(|hooks| hooks.poststart().as_ref())),
+        poststop: any(hooks.and_then(|hooks| hooks.poststop().as_ref())),
+        hook_seconds: during_create.into_iter().flatten().map(|list| seconds(list)).sum(),
+        allow_vsock,
+        warnings,
+        spec,
+    })
+}
+
+impl Prepared {
+    /// Whether the config wants a terminal.
+    pub fn terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false)
+    }
+}
+
+/// An absolute path stays, a relative one is below the bundle.
+fn inside(what: &'static str, bundle: &Path, path: &Path) -> Result<PathBuf, SpecError> {
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(SpecError::Outside { what, path: path.to_owned() });
+    }
+    Ok(bundle.join(path))
+}
+
+fn is_bind(mount: &Mount) -> bool {
+    let bind = |option: &String| option == "bind" || option == "rbind";
+    mount.typ().as_deref() == Some("bind")
+        || mount.options().as_ref().is_some_and(|options| options.iter().any(bind))
+}
+
+fn seconds(hooks: &[Hook]) -> u64 {
+    hooks.iter().filter_map(|hook| u64::try_from(hook.timeout()?).ok()).sum()
+}
+
+/// Nothing set: the type's own default has namespaces, masked paths and devices of its own.
+fn bare_linux() -> Linux {
+    serde_json::from_str("{}").expect("every field of the section is optional")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(config: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        dir
+    }
+
+    const PROCESS: &str = r#""process":{"cwd":"/","args":["sh"],"user":{"uid":0,"gid":0}}"#;
+
+    fn config(rest: &str) -> String {
+        format!(r#"{{"ociVersion":"1.0.2","root":{{"path":"rootfs"}},{PROCESS}{rest}}}"#)
+    }
+
+    fn read_back(dir: &Path) -> serde_json::Value {
+        serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn paths_cgroup_and_resources_are_ours_and_the_original_stays() {
+        let original = config(
+            r#","linux":{"cgroupsPath":"user.slice:x:y","resources":{"pids":{"limit":7}}},
+               "mounts":[{"destination":"/etc/hosts","type":"bind","source":"hosts","options":["rbind"]},
+                         {"destination":"/x","type":"none","source":"/abs","options":["bind"]},
+                         {"destination":"/proc","type":"proc","source":"proc"}]"#,
+        );
+        let dir = bundle(&original);
+        let prepared = read(dir.path(), "c1", false).unwrap();
+        write(dir.path(), &prepared).unwrap();
+        assert_eq!(prepared.resources.unwrap().pids().unwrap().limit(), 7);
+        let written = read_back(dir.path());
+        let below = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        assert_eq!(written["root"]["path"], below("rootfs"));
+        assert_eq!(written["linux"]["cgroupsPath"], "/containers/c1");
+        assert!(written["linux"]["resources"].is_null());
+        assert_eq!(written["mounts"][0]["source"], below("hosts"));
+        assert_eq!(written["mounts"][1]["source"], "/abs");
+        assert_eq!(written["mounts"][2]["source"], "proc");
+        let kept = fs::read_to_string(dir.path().join("config.original.json")).unwrap();
+        assert_eq!(kept, original);
+
+        // A second create of the same bundle starts from the original again.
+        let again = read(dir.path(), "c2", false).unwrap();
+        assert_eq!(again.resources.unwrap().pids().unwrap().limit(), 7);
+        assert_eq!(fs::read_to_string(dir.path().join("config.json")).unwrap(), original);
+    }
+
+    #[test]
+    fn section_that_is_missing_is_made_without_anything_in_it() {
+        let dir = bundle(&config(""));
+        let prepared = read(dir.path(), "c1", false).unwrap();
+        write(dir.path(), &prepared).unwrap();
+        let linux = &read_back(dir.path())["linux"];
+        assert_eq!(linux.as_object().unwrap().len(), 1, "{linux}");
+        assert_eq!(linux["cgroupsPath"], "/containers/c1");
+    }
+
+    #[test]
+    fn mounted_rootfs_wins_over_the_path_in_the_config() {
+        let dir = bundle(&config("").replace("\"rootfs\"", "\"/elsewhere\""));
+        let prepared = read(dir.path(), "c1", true).unwrap();
+        write(dir.path(), &prepared).unwrap();
+        let rootfs = dir.path().join("rootfs");
+        assert_eq!(read_back(dir.path())["root"]["path"], rootfs.to_str().unwrap());
+    }
+
+    #[test]
+    fn paths_that_lead_out_of_the_bundle_are_refused() {
+        let out = config("").replace("\"rootfs\"", "\"../other/rootfs\"");
+        let mount = config(
+            r#","mounts":[{"destination":"/x","type":"bind","source":"a/../../b","options":[]}]"#,
+        );
+        for config in [out, mount] {
+            let dir = bundle(&config);
+            assert!(matches!(read(dir.path(), "c1", false), Err(SpecError::Outside { .. })));
+        }
+    }
+
+    #[test]
+    fn apparmor_is_dropped_with_a_warning_and_hooks_are_counted() {
+        let text = config(
+            r#","hooks":{"createRuntime":[{"path":"/a","timeout":5},{"path":"/b"}],
+                 "createContainer":[{"path":"/c","timeout":7}],
+                 "startContainer":[{"path":"/d","timeout":100}],
+                 "poststart":[{"path":"/e"}],"poststop":[]},
+               "annotations":{"io.vminitd.vsock":"allow"}"#,
+        );
+        let text = text.replace(r#""args""#, r#""apparmorProfile":"docker-default","args""#);
+        let dir = bundle(&text);
+        let prepared = read(dir.path(), "c1", false).unwrap();
+        assert_eq!(prepared.hook_seconds, 12);
+        assert!(prepared.poststart && !prepared.poststop && prepared.allow_vsock);
+        assert!(prepared.warnings[0].contains("docker-default"), "{:?}", prepared.warnings);
+        write(dir.path(), &prepared).unwrap();
+        assert!(read_back(dir.path())["process"]["apparmorProfile"].is_null());
+    }
+
+    #[test]
+    fn what_is_no_config_says_where_and_why() {
+        let text = |config: &str| {
+            let dir = bundle(config);
+            crate::agent::errors::chain(&read(dir.path(), "c1", false).unwrap_err())
+        };
+        assert!(text("{").contains("config.json: EOF"), "{}", text("{"));
+        assert!(text("7").contains("config.json: invalid type"));
+        assert!(text(r#"{"ociVersion":"1.0.2"}"#).contains("no root"));
+        assert!(text(r#"{"ociVersion":"1","root":{"path":"r"}}"#).contains("no process"));
+        let dir = tempfile::tempdir().unwrap();
+        let error = read(dir.path(), "c1", false).unwrap_err();
+        assert!(crate::agent::errors::chain(&error).contains("No such file"));
+    }
+}

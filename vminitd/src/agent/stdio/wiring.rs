@@ -1,0 +1,287 @@
+//! How what a host asked for and what a process gets meet: pipes, and what is at their other ends.
+//!
+//! Owns: while a process is being made, its pipes and the ends that its URIs name.
+//! Promises: a process gets pipes (never a socket, which could not be opened as /dev/stdout), owned
+//! by whom the host says; equal URIs for stdout and stderr are one sink; a stream is claimed once
+//! though several URIs name it.
+//! Never: moves a byte.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::unistd::{Gid, Uid};
+use vminitd_protocol::handshake::StreamId;
+
+use super::end::End;
+use super::input::Source;
+use super::output::Sink;
+use super::uri::Uri;
+use crate::agent::errors::RpcError;
+use crate::link::message::FdRole;
+use crate::sys::splice::pipe;
+
+/// A process's three URIs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uris {
+    /// Of fd 0.
+    pub stdin: Uri,
+    /// Of fd 1.
+    pub stdout: Uri,
+    /// Of fd 2.
+    pub stderr: Uri,
+}
+
+/// What the URIs name, opened.
+#[derive(Debug)]
+pub struct Ends {
+    /// Where stdin comes from.
+    pub stdin: Option<Source>,
+    /// Where stdout goes.
+    pub stdout: Option<Arc<Sink>>,
+    /// Where stderr goes.
+    pub stderr: Option<Arc<Sink>>,
+}
+
+/// The agent's ends of a process's pipes.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    /// Write end of stdin's.
+    pub stdin: Option<OwnedFd>,
+    /// Read end of stdout's.
+    pub stdout: Option<OwnedFd>,
+    /// Read end of stderr's.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// The process's ends.
+pub type ProcessFds = Vec<(FdRole, OwnedFd)>;
+
+/// Who owns a process's pipes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// What could not be made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// A pipe.
+    #[error("make a pipe for stdio")]
+    Pipe(#[source] io::Error),
+    /// A named pipe or file of the guest.
+    #[error("open {path} for stdio")]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Uris {
+    /// Reads them as they stand in a request.
+    pub fn parse(stdin: &str, stdout: &str, stderr: &str) -> Result<Self, RpcError> {
+        Ok(Self {
+            stdin: Uri::parse(stdin)?,
+            stdout: Uri::parse(stdout)?,
+            stderr: Uri::parse(stderr)?,
+        })
+    }
+
+    /// The streams that they name, each once.
+    pub fn streams(&self) -> Vec<StreamId> {
+        let mut ids = Vec::new();
+        for uri in [&self.stdin, &self.stdout, &self.stderr] {
+            if let Uri::Stream(id) = uri {
+                if !ids.contains(id) {
+                    ids.push(id.clone());
+                }
+            }
+        }
+        ids
+    }
+
+    /// Opens what they name; `claimed` has the ends of [`Self::streams`].
+    pub fn open(&self, claimed: &HashMap<StreamId, Arc<End>>) -> Result<Ends, WiringError> {
+        let merged = self.stdout == self.stderr;
+        let feeders = if merged { 2 } else { 1 };
+        let stdout = open_sink(&self.stdout, claimed, feeders)?;
+        let stderr = if merged { stdout.clone() } else { open_sink(&self.stderr, claimed, 1)? };
+        Ok(Ends { stdin: open_source(&self.stdin, claimed)?, stdout, stderr })
+    }
+
+    /// Makes the pipes of all that is not /dev/null.
+    pub fn make_pipes(&self, owner: Owner) -> Result<(Pipes, ProcessFds), WiringError> {
+        let (mut pipes, mut fds) = (Pipes::default(), ProcessFds::new());
+        let mut make = |uri: &Uri, role| {
+            if *uri == Uri::Null {
+                return Ok(None);
+            }
+            let (read, write) = pipe().map_err(WiringError::Pipe)?;
+            // Both ends are one inode, which is what the process sees as /proc/self/fd/N.
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+            nix::unistd::fchown(read.as_raw_fd(), Some(uid), Some(gid))
+                .map_err(|errno| WiringError::Pipe(errno.into()))?;
+            let (ours, theirs) = if role == FdRole::Stdin { (write, read) } else { (read, write) };
+            fds.push((role, theirs));
+            Ok(Some(ours))
+        };
+        pipes.stdin = make(&self.stdin, FdRole::Stdin)?;
+        pipes.stdout = make(&self.stdout, FdRole::Stdout)?;
+        pipes.stderr = make(&self.stderr, FdRole::Stderr)?;
+        Ok((pipes, fds))
+    }
+}
+
+impl Pipes {
+    /// Names of what is to be kept until the process is deleted, and the fds.
+    pub fn outputs(&self) -> (Vec<String>, Vec<BorrowedFd<'_>>) {
+        let named = [(STDOUT, &self.stdout), (STDERR, &self.stderr)];
+        named
+            .into_iter()
+            .filter_map(|(name, fd)| Some((name.to_owned(), fd.as_ref()?.as_fd())))
+            .unzip()
+    }
+
+    /// From what was kept, by name; other names are ignored.
+    pub fn from_kept(kept: impl IntoIterator<Item = (String, OwnedFd)>) -> Self {
+        let mut pipes = Self::default();
+        for (name, fd) in kept {
+            match &*name {
+                STDIN => pipes.stdin = Some(fd),
+                STDOUT => pipes.stdout = Some(fd),
+                STDERR => pipes.stderr = Some(fd),
+                _ => {}
+            }
+        }
+        pipes
+    }
+}
+
+/// Under which name the write end of stdin's pipe is kept.
+pub const STDIN: &str = "stdin";
+const STDOUT: &str = "stdout";
+const STDERR: &str = "stderr";
+
+fn open_source(
+    uri: &Uri,
+    claimed: &HashMap<StreamId, Arc<End>>,
+) -> Result<Option<Source>, WiringError> {
+    let path = match uri {
+        Uri::Null => return Ok(None),
+        Uri::Stream(id) => return Ok(claimed.get(id).cloned().map(Source::Stream)),
+        Uri::Fifo(path) | Uri::File(path) => path,
+    };
+    let file = open(path, OpenOptions::new().read(true))?;
+    let end = Arc::new(end_of(path, file)?);
+    // A path may name a file whatever the URI says.
+    Ok(Some(match *end {
+        End::Polled(_) => Source::Fifo(end),
+        End::Plain(_) => Source::Stream(end),
+    }))
+}
+
+fn open_sink(
+    uri: &Uri,
+    claimed: &HashMap<StreamId, Arc<End>>,
+    feeders: usize,
+) -> Result<Option<Arc<Sink>>, WiringError> {
+    match uri {
+        Uri::Null => Ok(None),
+        Uri::Stream(id) => Ok(claimed.get(id).map(|end| Sink::socket(end.clone(), feeders))),
+        Uri::Fifo(path) => {
+            // Read-write: opening does not wait for a reader, and one that leaves breaks nothing.
+            let file = open(path, OpenOptions::new().read(true).write(true))?;
+            Ok(Some(Sink::file(end_of(path, file)?)))
+        }
+        Uri::File(path) => {
+            // Not O_APPEND, which splice refuses.
+            let mut file = open(path, OpenOptions::new().write(true).create(true).mode(0o644))?;
+            file.seek(SeekFrom::End(0))
+                .map_err(|source| WiringError::Open { path: path.clone(), source })?;
+            Ok(Some(Sink::file(end_of(path, file)?)))
+        }
+    }
+}
+
+fn open(path: &Path, how: &mut OpenOptions) -> Result<File, WiringError> {
+    how.custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|source| WiringError::Open { path: path.to_owned(), source })
+}
+
+fn end_of(path: &Path, file: File) -> Result<End, WiringError> {
+    End::new(file.into()).map_err(|source| WiringError::Open { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn null_gets_no_pipe_and_the_others_belong_to_whom_the_host_says() {
+        let uris = Uris::parse("", "stream://o", "stream://e").unwrap();
+        let owner = Owner { uid: 1000, gid: 1001 };
+        let (pipes, fds) = uris.make_pipes(owner).unwrap();
+        assert!(pipes.stdin.is_none() && pipes.stdout.is_some() && pipes.stderr.is_some());
+        let roles: Vec<_> = fds.iter().map(|(role, _)| *role).collect();
+        assert_eq!(roles, [FdRole::Stdout, FdRole::Stderr]);
+        for (_, fd) in fds {
+            let metadata = File::from(fd).metadata().unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (1000, 1001));
+        }
+        assert_eq!(pipes.outputs().0, ["stdout", "stderr"]);
+    }
+
+    #[test]
+    fn stdin_flows_towards_the_process() {
+        let uris = Uris::parse("stream://i", "", "").unwrap();
+        let (pipes, mut fds) = uris.make_pipes(Owner::default()).unwrap();
+        let (role, theirs) = fds.pop().unwrap();
+        assert_eq!(role, FdRole::Stdin);
+        File::from(pipes.stdin.unwrap()).write_all(b"in").unwrap();
+        let mut got = String::new();
+        File::from(theirs).read_to_string(&mut got).unwrap();
+        assert_eq!(got, "in");
+    }
+
+    #[test]
+    fn stream_that_several_uris_name_is_listed_once() {
+        let uris = Uris::parse("stream://a", "stream://b", "stream://b").unwrap();
+        let ids: Vec<_> = uris.streams().iter().map(ToString::to_string).collect();
+        assert_eq!(ids, ["a", "b"]);
+    }
+
+    #[test]
+    fn file_is_created_or_written_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "before\n").unwrap();
+        let uri = format!("file://{}", path.display());
+        let uris = Uris::parse("", &uri, "").unwrap();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap().block_on(async {
+            let ends = uris.open(&HashMap::new()).unwrap();
+            let (mut pipes, fds) = uris.make_pipes(Owner::default()).unwrap();
+            for (_, fd) in fds {
+                File::from(fd).write_all(b"after\n").unwrap();
+            }
+            let counter = Arc::new(std::sync::atomic::AtomicU64::new(0));
+            let output = super::super::output::Output::new(pipes.stdout.take().unwrap(), counter);
+            output.unwrap().run(ends.stdout.unwrap()).await;
+        });
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before\nafter\n");
+    }
+}
