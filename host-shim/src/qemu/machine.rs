@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::mpsc::{RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
@@ -25,7 +25,7 @@ use crate::vmm::{ExitReason, Exited};
 use crate::vsock::{self, ConnectError, GoneReason, VsockEvent};
 
 /// Runs one VM, from its owner's Start to its end, and tells the owner how it ended.
-pub fn run(tools: Tools, wires: &Wires) {
+pub fn run(tools: Tools, wires: Wires) {
     let mut machine = Machine {
         tools,
         happen: wires.happen.clone(),
@@ -43,8 +43,14 @@ pub fn run(tools: Tools, wires: &Wires) {
             // Cannot happen: the machine has a sender itself.
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        if let State::Ended { linger } = &mut machine.state {
-            return hand_over(wires, linger.take());
+        match &mut machine.state {
+            State::Told { linger } => {
+                let linger = linger.take();
+                wires.writer.finish();
+                return hand_over(&wires.happenings, linger);
+            }
+            State::Over => return,
+            State::Idle | State::Choosing(_) | State::Booting { .. } | State::Running(_) => {}
         }
     }
 }
@@ -65,8 +71,10 @@ enum State {
     Booting { vm: Box<Vm>, reply: ReplyTo, deadline: Instant },
     /// The guest runs.
     Running(Box<Vm>),
-    /// The owner knows. With `linger`, connections may hold bytes that it has yet to read.
-    Ended { linger: Option<vsock::Device> },
+    /// The VM is gone and the owner is told. With `linger`, connections may hold bytes that it has yet to read.
+    Told { linger: Option<vsock::Device> },
+    /// There is no owner any more: the end.
+    Over,
 }
 
 /// A Start that waits for its accelerator.
@@ -81,7 +89,7 @@ struct Start {
 struct Vm {
     qemu: Process,
     qmp: UnixStream,
-    /// `None` once it is left to linger.
+    /// `None` once it has ended, or is left to linger.
     vsock: Option<vsock::Device>,
     shares: Vec<Process>,
     choice: Choice,
@@ -104,7 +112,7 @@ impl Machine {
         match &self.state {
             State::Booting { vm, deadline, .. } => Some(vm.kill_at.unwrap_or(*deadline)),
             State::Running(vm) => vm.kill_at,
-            State::Idle | State::Choosing(_) | State::Ended { .. } => None,
+            State::Idle | State::Choosing(_) | State::Told { .. } | State::Over => None,
         }
     }
 
@@ -124,9 +132,10 @@ impl Machine {
                     |vm: &mut Vm| vm.shares.get_mut(index).map_or_else(String::new, Process::reap);
                 self.lose(lost);
             }
-            Happening::VsockEnded(reason) => {
-                self.lose(|_| format!("the vsock device ended: {reason}"))
-            }
+            Happening::VsockEnded(reason) => self.lose(|vm| {
+                vm.vsock = None;
+                format!("the vsock device ended: {reason}")
+            }),
         }
     }
 
@@ -154,7 +163,7 @@ impl Machine {
     fn vm(&mut self) -> Option<&mut Vm> {
         match &mut self.state {
             State::Booting { vm, .. } | State::Running(vm) => Some(vm),
-            State::Idle | State::Choosing(_) | State::Ended { .. } => None,
+            State::Idle | State::Choosing(_) | State::Told { .. } | State::Over => None,
         }
     }
 
@@ -175,7 +184,7 @@ impl Machine {
             Order::Stop(reply) => self.stop(reply),
             Order::Kill(reply) => self.kill(reply),
             // Nobody is left to be told anything.
-            Order::OwnerGone { .. } => self.state = State::Ended { linger: None },
+            Order::OwnerGone { .. } => self.state = State::Over,
         }
     }
 
@@ -221,7 +230,7 @@ impl Machine {
         let text = chain(error);
         reply.error(error.code(), text.clone());
         self.outbox.exited(&Exited { reason: ExitReason::Crashed, detail: text });
-        self.state = State::Ended { linger: None };
+        self.state = State::Told { linger: None };
     }
 
     fn connect(&mut self, port: u32, reply: ReplyTo) {
@@ -271,7 +280,7 @@ impl Machine {
             reason: ExitReason::Killed,
             detail: "ended before QEMU was started".to_owned(),
         });
-        self.state = State::Ended { linger: None };
+        self.state = State::Told { linger: None };
     }
 
     fn hear(&mut self, message: Message) {
@@ -346,17 +355,17 @@ impl Machine {
             reply.error(ErrorCode::Failed, exit.detail.clone());
         }
         self.outbox.exited(&exit);
-        self.state = State::Ended { linger: vsock };
+        self.state = State::Told { linger: vsock };
     }
 }
 
 /// The guest may have sent bytes that the owner has yet to read: the device hands them over, and ends by itself, at
 /// once when there are none. An owner that wants no more closes its socket.
-fn hand_over(wires: &Wires, device: Option<vsock::Device>) {
+fn hand_over(happenings: &Receiver<Happening>, device: Option<vsock::Device>) {
     let Some(_device) = device else { return };
     let deadline = Instant::now() + vsock::limits::DRAIN_TIMEOUT + Duration::from_secs(1);
     loop {
-        match wires.happenings.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match happenings.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Happening::VsockEnded(_) | Happening::Order(Order::OwnerGone { .. })) | Err(_) => {
                 return;
             }

@@ -4,9 +4,13 @@
 //!        Start                 verdict                  QMP greeting
 //! Idle ---------> Choosing ---------------> Booting ------------------> Running
 //!                    |                         |                          |
-//!                    |                         |  QEMU ended, a helper was lost, Stop, Kill, owner gone
-//!                    +-------- any end --------+-----------> Ended -------+
+//!                    |                         |  QEMU dead and its last words heard
+//!                    +------- any end ---------+-----------> Told <-------+
+//!
+//! any state --- the owner is gone ---> Over
 //! ```
+//!
+//! A helper that is lost, Stop and Kill lead to QEMU's end, and by that to `Told`.
 //!
 //! Owns: QEMU, the virtiofsd of each share, and the vsock device. Promises: all of them end with the first of: the
 //! guest, any one of them, the owner, this process; the owner is told why; nothing is left in the filesystem.
@@ -24,7 +28,7 @@ use std::sync::mpsc::{Receiver, Sender};
 
 pub use machine::run;
 
-use crate::vmm::server::{Order, Outbox};
+use crate::vmm::server::{Order, Outbox, Writer};
 use accelerator::Choice;
 
 /// What a machine works with.
@@ -66,4 +70,6 @@ pub struct Wires {
     pub happen: Sender<Happening>,
     /// The owner.
     pub outbox: Outbox,
+    /// What brings it the news.
+    pub writer: Writer,
 }
