@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource};
+
 // The link between init and agent.
 
 /// Bytes of one message between init and agent; above what any field's own limit adds up to.
@@ -19,6 +21,9 @@ pub const LINK_READS_PER_TURN: usize = 64;
 
 /// File descriptors in safe keeping.
 pub const KEPT_FDS: usize = 64 * 1024;
+/// Of these, how many ride on one message to a new agent: with names as long as they may be, more
+/// would not fit into [`LINK_MESSAGE_BYTES`].
+pub const KEPT_PER_MESSAGE: usize = 32;
 /// Bytes of a key, and of a name below it; a stream id has up to 512.
 pub const KEPT_NAME_BYTES: usize = 1024;
 /// Launches under way at the same time.
@@ -32,6 +37,14 @@ pub const LAUNCHER_DEADLINE: Duration = Duration::from_secs(60);
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Pings in a row that an agent may leave unanswered.
 pub const HEARTBEAT_MISSES: u32 = 5;
+/// How long the rest of a failed launch may take to die, after SIGKILL.
+pub const CLEANING: Duration = Duration::from_secs(5);
+/// How often it is looked for.
+pub const CLEANING_LOOK: Duration = Duration::from_millis(5);
+/// When a message that the kernel had no memory for is tried again.
+pub const LINK_RETRY: Duration = Duration::from_millis(10);
+/// Children that init reaps before it looks at anything else again.
+pub const REAPED_PER_TURN: usize = 256;
 /// What the agent has for stopping everything once init asked it to.
 pub const SHUTDOWN_BY_AGENT: Duration = Duration::from_secs(30);
 
@@ -43,8 +56,16 @@ pub const RESERVED_MEMORY: u64 = 64 * 1024 * 1024;
 pub const SELF_MEMORY_MIN: u64 = 32 * 1024 * 1024;
 /// cgroup v2's largest cpu.weight.
 pub const SELF_CPU_WEIGHT: u32 = 10_000;
-/// Open files of init and agent.
-pub const SELF_NOFILE: u64 = 1024 * 1024;
+/// Limits of init and agent: resource, soft, hard.
+pub const SELF_RLIMITS: &[(Resource, u64, u64)] = &[
+    (Resource::RLIMIT_NOFILE, 1024 * 1024, 1024 * 1024),
+    (Resource::RLIMIT_CORE, 0, RLIM_INFINITY),
+];
+/// Limits that a container's process starts with, unless its spec says otherwise.
+pub const CONTAINER_RLIMITS: &[(Resource, u64, u64)] =
+    &[(Resource::RLIMIT_NOFILE, 1024, 1024 * 1024), (Resource::RLIMIT_CORE, 0, RLIM_INFINITY)];
+/// oom_score_adj of the agent: of all processes it dies last (PID 1 never does).
+pub const AGENT_OOM_SCORE_ADJ: i32 = -999;
 /// Connections that wait for the agent's accept, on each listener.
 pub const LISTEN_BACKLOG: i32 = 128;
 /// Bytes of a host name: the kernel's limit.
@@ -111,3 +132,7 @@ pub const ADOPTION_GRACE: Duration = Duration::from_secs(5);
 pub const SPLICE_BYTES: usize = 1024 * 1024;
 /// Splices of one stream before the others get a turn.
 pub const SPLICES_PER_TURN: u64 = 8;
+
+const _: () = assert!((KEPT_PER_MESSAGE + 1) * (KEPT_NAME_BYTES + 8) < LINK_MESSAGE_BYTES);
+const _: () =
+    assert!(KEPT_PER_MESSAGE <= LINK_MESSAGE_FDS && REASON_BYTES * 2 < LINK_MESSAGE_BYTES);

@@ -4,8 +4,10 @@
 //! Which of its lines the kernel then shows on the console is up to its console log level, and
 //! `quiet` keeps most of them off. So a line that the kernel will not show is written to the
 //! console as well, without ever waiting for it: what is not taken at once is dropped there.
-//! Events of libraries (libcontainer reports each failure both as a log line and as the error that
-//! we report anyway) are shown at level debug only.
+//!
+//! Events of libraries are shown at level debug only. In a launcher, though, libcontainer's errors
+//! are also kept in memory that it shares with its forks: what fails in the container's init comes
+//! back to the launcher as a text without its causes, and these are nowhere but in such lines.
 //!
 //! Owns: the two descriptors.
 //! Promises: never blocks, never fails, never panics; usable after a fork.
@@ -20,11 +22,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tracing::field::{Field, Visit};
+use tracing::metadata::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use crate::config::LogLevel;
 use crate::limits::{LOG_CONSOLE_BYTES, LOG_KMSG_BYTES};
 use crate::paths;
+use crate::sys::shared_text::SharedText;
 
 /// Which process writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,26 @@ pub fn is_init() -> bool {
     ROLE.load(Ordering::Relaxed) == Role::Init as u8
 }
 
+/// Keeps the text of libraries' errors from now on, in this process and its forks.
+pub fn keep_library_errors() {
+    // Without memory for it, errors are reported without their causes.
+    if let Ok(text) = SharedText::new() {
+        let _ = LIBRARY_ERRORS.set(text);
+    }
+}
+
+/// Adds a line to them: the text of a panic, for example.
+pub fn keep_error(text: &str) {
+    if let Some(errors) = LIBRARY_ERRORS.get() {
+        errors.append(text);
+    }
+}
+
+/// The libraries' errors since [`keep_library_errors`], a line each, oldest first.
+pub fn library_errors() -> String {
+    LIBRARY_ERRORS.get().map(SharedText::read).unwrap_or_default()
+}
+
 /// The descriptors that logging uses, for those who close all others.
 pub fn descriptors() -> Vec<RawFd> {
     let Some(sink) = SINK.get() else { return Vec::new() };
@@ -67,7 +91,11 @@ pub fn descriptors() -> Vec<RawFd> {
 /// Writes a line to the console whatever its log level, and to the kernel's log: for the few lines
 /// that a host reads.
 pub fn to_console(line: &str) {
-    let Some(sink) = SINK.get() else { return };
+    let Some(sink) = SINK.get() else {
+        // Before the start of the log, standard error is the console that the kernel opened.
+        let _ = std::io::stderr().write(format!("{line}\r\n").as_bytes());
+        return;
+    };
     sink.kmsg(Severity::Info, line);
     if !sink.kernel_shows(Severity::Info) {
         sink.console(line);
@@ -75,6 +103,7 @@ pub fn to_console(line: &str) {
 }
 
 static SINK: OnceLock<Sink> = OnceLock::new();
+static LIBRARY_ERRORS: OnceLock<SharedText> = OnceLock::new();
 static ROLE: AtomicU8 = AtomicU8::new(Role::Init as u8);
 
 struct Sink {
@@ -134,13 +163,24 @@ struct Lines;
 
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let wanted = SINK.get().map_or(LogLevel::Error, |sink| sink.level);
+        let level = level_of(metadata.level());
+        let wanted = wanted();
         metadata.is_event()
-            && if metadata.target().starts_with(env!("CARGO_PKG_NAME")) {
-                level_of(metadata.level()) <= wanted
+            && *metadata.level() != Level::TRACE
+            && if is_ours(metadata) {
+                level <= wanted
             } else {
-                wanted == LogLevel::Debug && *metadata.level() <= Level::DEBUG
+                level == LogLevel::Error || wanted == LogLevel::Debug
             }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(match wanted() {
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+        })
     }
 
     fn event(&self, event: &Event<'_>) {
@@ -153,6 +193,16 @@ impl Subscriber for Lines {
         };
         let mut fields = Fields::default();
         event.record(&mut fields);
+        if !is_ours(event.metadata()) {
+            if let Some(text) = LIBRARY_ERRORS.get()
+                && level == "error"
+            {
+                text.append(&format!("{}{}", fields.text, fields.others));
+            }
+            if sink.level != LogLevel::Debug {
+                return;
+            }
+        }
         let line = format!("vminitd: {level} {}: {}{}", role(), fields.text, fields.others);
         sink.kmsg(severity, &line);
         if !sink.kernel_shows(severity) {
@@ -176,6 +226,14 @@ fn role() -> &'static str {
         role if role == Role::Agent as u8 => "agent",
         _ => "launcher",
     }
+}
+
+fn wanted() -> LogLevel {
+    SINK.get().map_or(LogLevel::Error, |sink| sink.level)
+}
+
+fn is_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with(env!("CARGO_PKG_NAME"))
 }
 
 fn level_of(level: &Level) -> LogLevel {

@@ -20,14 +20,17 @@ Configuration comes from the guest's kernel command line, see docs/configuration
 ";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args_os()
-        .map(|argument| argument.to_string_lossy().into_owned())
-        .collect();
+    let arguments: Vec<String> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if std::process::id() == 1 {
         vminitd::init::run(&arguments)
     }
     match arguments.get(1).map(String::as_str) {
-        Some("agent") => vminitd::agent::run(Config::from_system(&arguments)),
+        Some("agent") => {
+            // Started from a descriptor, it would be named after the descriptor's number.
+            let _ = nix::sys::prctl::set_name(c"vminitd-agent");
+            vminitd::agent::run(Config::from_system(&arguments))
+        }
         Some("--version" | "-V") => {
             println!("vminitd {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -31,12 +31,11 @@ pub const PRINTK: &str = "/proc/sys/kernel/printk";
 /// The kernel command line.
 pub const CMDLINE: &str = "/proc/cmdline";
 
-/// What programs that init starts (the agent, hooks) find in `PATH`.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// This process's executable.
+pub const OWN_EXECUTABLE: &str = "/proc/self/exe";
+/// This process's place in the order in which the kernel kills for memory.
+pub const OWN_OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 
-/// Numbers of the agent's that outlive it: the last event's.
-pub const AGENT_NUMBERS: &str = "/run/vminitd/numbers";
-/// Which boot this is.
-pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// The socket in libcontainer's directory of a container on which its init waits for its start.
-pub const NOTIFY_SOCKET: &str = "notify.sock";
+/// The environment of init, agent and launchers.
+pub const ENVIRONMENT: &[(&str, &str)] =
+    &[("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/")];

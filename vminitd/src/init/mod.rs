@@ -1,8 +1,156 @@
-//! PID 1.
+//! PID 1: boots, forks the agent and the launchers, reaps, keeps descriptors, powers off.
+//!
+//! Promises: one thread; no wait for the agent; no way out but power-off: every error of the boot
+//! and every panic ends in a message on the console and a power-off, and after the boot there are
+//! no errors that end anything.
+//! Never: parses what comes from outside the VM; knows what a container is.
+//!
+//! The pure parts decide: [`clock`], [`heartbeat`], [`launch_state`], [`processes`], [`keep`], and
+//! the restart rule of `supervisor_monitor`. The others do: [`boot`], [`agent_process`],
+//! [`launches`], [`power`], and [`event_loop`], which brings them together.
+
+pub mod agent_process;
+pub mod boot;
+pub mod clock;
+pub mod epitaph;
+pub mod event_loop;
+pub mod heartbeat;
+pub mod keep;
+pub mod launch_cgroup;
+pub mod launch_state;
+pub mod launches;
+pub mod power;
+pub mod processes;
+mod strays;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use tracing::warn;
+
+use self::agent_process::AgentSettings;
+use self::boot::cgroup::CgroupError;
+use self::boot::listeners::ListenError;
+use self::boot::mounts::MountError;
+use self::boot::root::RootError;
+use self::boot::{cgroup, listeners, mounts, root, settings};
+use self::event_loop::{Booted, EventLoop};
+use crate::config::Config;
+use crate::link::message::Phase;
+use crate::log::{self, Role};
+use crate::paths;
+use crate::sys::{clock as clocks, descriptors, signals};
+
+/// Why there is no VM. Always a message on the console and a power-off.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("open {}", paths::OWN_EXECUTABLE)]
+    Executable(#[source] io::Error),
+    #[error("open a descriptor for signals")]
+    Signals(#[source] io::Error),
+}
 
 /// PID 1's life.
-pub fn run(_arguments: &[String]) -> ! {
-    loop {
-        std::thread::park();
+pub fn run(arguments: &[String]) -> ! {
+    let mut stamps = Stamps::default();
+    stamps.take(Phase::Pid1Entry);
+    signals::block_all();
+    signals::default_sigpipe();
+    epitaph::install_panic_hook();
+    match boot(arguments, stamps) {
+        // ------ From here on nothing returns an error upward. ------
+        Ok(booted) => EventLoop::new(booted).run(),
+        Err(error) => {
+            epitaph::fatal(format_args!("boot: {}", chain(&error)));
+        }
     }
+}
+
+fn boot(arguments: &[String], mut stamps: Stamps) -> Result<Booted, BootError> {
+    root::make_pivotable()?;
+    mounts::mount_first()?;
+    settings::reopen_stdio();
+    settings::lift_log_limit();
+    let config = Config::from_system(arguments);
+    log::start(Role::Init, config.log);
+    stamps.print_last();
+    for complaint in &config.complaints {
+        warn!("configuration: {complaint}");
+    }
+
+    mounts::mount_rest()?;
+    cgroup::set_up()?;
+    settings::own_process();
+    settings::system(&config.hostname);
+    stamps.take(Phase::SystemInit);
+    stamps.print_last();
+
+    let listeners = [listeners::open(config.rpc_port)?, listeners::open(config.stream_port)?];
+    stamps.take(Phase::Listening);
+    stamps.print_last();
+
+    let signals = signals::descriptor(event_loop::SIGNALS).map_err(BootError::Signals)?;
+    let agent = AgentSettings {
+        heartbeat: config.heartbeat,
+        heartbeat_misses: config.heartbeat_misses,
+        flags: arguments.get(1..).unwrap_or_default().to_vec(),
+    };
+    let executable = own_executable().map_err(BootError::Executable)?;
+    Ok(Booted { agent, executable, signals, listeners, stamps })
+}
+
+/// Ourselves, for each agent: the file may be hidden by a mount, or replaced, later. Out of the
+/// way of the number that the agent's link gets.
+fn own_executable() -> io::Result<OwnedFd> {
+    let file = std::fs::File::open(paths::OWN_EXECUTABLE)?;
+    descriptors::duplicate_above(file.as_fd(), agent_process::LINK_NUMBER + 1)
+}
+
+/// The moments of the boot, for the console and for the agent.
+#[derive(Clone, Debug, Default)]
+pub struct Stamps(Vec<(Phase, u64)>);
+
+impl Stamps {
+    /// Now.
+    pub fn take(&mut self, phase: Phase) {
+        self.0.push((phase, clocks::boottime_us()));
+    }
+
+    /// What the agent is told.
+    pub fn list(&self) -> Vec<(Phase, u64)> {
+        self.0.clone()
+    }
+
+    /// The line for the latest one.
+    pub fn print_last(&self) {
+        if let Some((phase, at)) = self.0.last() {
+            let name = match phase {
+                Phase::Pid1Entry => "pid1-entry",
+                Phase::SystemInit => "system-init",
+                Phase::Listening => "vsock-listen",
+                Phase::Serving => "serve",
+                Phase::AgentForked => return,
+            };
+            log::to_console(&format!("VMINITD_READY uptime_us={at} phase={name}"));
+        }
+    }
+}
+
+/// An error and its causes, `a: b: c`.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -1,1 +1,125 @@
-//! A fork of init that runs libcontainer once.
+//! A fork of init that runs libcontainer once, says how it went, and exits.
+//!
+//! libcontainer clones the calling process and runs allocating code in the clone, which only a
+//! process without threads may do; PID 1 is one, and its fork is cheap. What may hang, crash or
+//! leak here hangs, crashes and leaks in a process that init kills and reaps.
+//!
+//! Owns: its copy of PID 1's memory, and the descriptors of its order.
+//! Promises: nothing of PID 1 reaches the container ([`first_acts`]); one result, with the whole
+//! chain of causes; no unwinding out of [`run`], in this process or in those that libcontainer
+//! clones from it.
+//! Never: touches what of init's state lies in its memory; the descriptors behind it are closed.
+
+mod console;
+mod executor;
+mod first_acts;
+mod jobs;
+pub mod outcome;
+mod reason;
+mod vsock_filter;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use self::outcome::Outcome;
+use crate::link::codec;
+use crate::link::message::{FdRole, Job, Launch};
+use crate::sys::{clone, seqpacket};
+
+/// What a launcher is forked for.
+#[derive(Debug)]
+pub struct Order {
+    /// What to launch.
+    pub launch: Launch,
+    /// As [`Launch::fds`] names them.
+    pub fds: Vec<OwnedFd>,
+    /// Where the [`Outcome`] goes: a seqpacket socket.
+    pub result: OwnedFd,
+}
+
+/// The life of a launcher, in the fresh fork.
+pub fn run(order: Order) -> ! {
+    let own_pid = std::process::id();
+    let Order { launch, fds, result } = order;
+    let result_number = {
+        use std::os::fd::AsRawFd;
+        result.as_raw_fd()
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        first_acts::perform(&launch.job, &fds, &result)
+            .map_err(|error| reason::of(&error))
+            .and_then(|()| jobs::perform(&launch, Stdio::of(&launch.fds, fds), result_number))
+    }));
+    if std::process::id() != own_pid {
+        // A panic in a process that libcontainer cloned from this one has unwound to here, through
+        // frames that are the launcher's. It has no say; the launcher notices that it is gone.
+        clone::exit_now(PANICKED);
+    }
+    let (outcome, console) = match outcome {
+        Ok(Ok((outcome, console))) => (outcome, console),
+        Ok(Err(reason)) => (Outcome::Failed { reason: codec::bounded_reason(reason) }, None),
+        Err(_) => {
+            let reason = reason::with_causes("launcher panicked");
+            (Outcome::Failed { reason: codec::bounded_reason(reason) }, None)
+        }
+    };
+    let fds: Vec<_> = console.iter().map(AsFd::as_fd).collect();
+    let sent = codec::encode(&outcome)
+        .map_err(std::io::Error::other)
+        .and_then(|bytes| seqpacket::send(result.as_fd(), &bytes, &fds));
+    clone::exit_now(if sent.is_ok() { 0 } else { NOT_SENT })
+}
+
+/// The process's descriptors 0 to 2, as far as they are given.
+#[derive(Debug, Default)]
+struct Stdio {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Stdio {
+    fn of(roles: &[FdRole], fds: Vec<OwnedFd>) -> Stdio {
+        let mut stdio = Stdio::default();
+        for (role, fd) in roles.iter().zip(fds) {
+            match role {
+                FdRole::Stdin => stdio.stdin = Some(fd),
+                FdRole::Stdout => stdio.stdout = Some(fd),
+                FdRole::Stderr => stdio.stderr = Some(fd),
+            }
+        }
+        stdio
+    }
+}
+
+/// Exit codes that only init sees, in [`crate::link::message::ToAgent::LaunchFailed`]'s reason.
+const PANICKED: i32 = 101;
+const NOT_SENT: i32 = 102;
+
+impl Job {
+    /// Whether the container keeps the session keyring that it is started with.
+    fn keeps_keyring(&self) -> bool {
+        match self {
+            Job::Create { no_new_keyring, .. } | Job::Exec { no_new_keyring, .. } => {
+                *no_new_keyring
+            }
+            Job::StartWithHooks | Job::DeleteWithHooks => true,
+        }
+    }
+
+    /// Whether AF_VSOCK stays open to the container. Hooks of a start or a delete are the host's
+    /// own programs.
+    fn allows_vsock(&self) -> bool {
+        match self {
+            Job::Create { allow_vsock, .. } | Job::Exec { allow_vsock, .. } => *allow_vsock,
+            Job::StartWithHooks | Job::DeleteWithHooks => true,
+        }
+    }
+
+    fn terminal(&self) -> bool {
+        match self {
+            Job::Create { terminal, .. } | Job::Exec { terminal, .. } => *terminal,
+            Job::StartWithHooks | Job::DeleteWithHooks => false,
+        }
+    }
+}

@@ -269,4 +269,6 @@ pub enum Phase {
     Listening,
     /// This agent was forked.
     AgentForked,
+    /// The first agent served.
+    Serving,
 }

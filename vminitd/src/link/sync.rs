@@ -3,7 +3,7 @@
 //! Owns: init's end of the socketpair and the messages that wait for room in it.
 //! Promises: messages arrive in the order of [`Link::send`]; a descriptor that rides along stays
 //! open until its message is out.
-//! Never: blocks; waits for more than [`LINK_QUEUE_MESSAGES`] messages to be read.
+//! Never: blocks; lets more than [`LINK_QUEUE_MESSAGES`] messages wait once the agent is greeted.
 
 use std::collections::VecDeque;
 use std::io;
@@ -50,27 +50,37 @@ pub struct Link {
     waiting: VecDeque<(Vec<u8>, Vec<Rc<OwnedFd>>)>,
     /// The kernel had no memory for the last message; room in the socket is no news then.
     starved: bool,
+    /// How many messages may wait.
+    limit: usize,
     buffer: Box<[u8]>,
 }
 
 impl Link {
-    /// Takes a non-blocking socket.
+    /// Takes a non-blocking socket. Any number of messages may wait until
+    /// [`Link::limit_queue`].
     pub fn new(socket: OwnedFd) -> Link {
         Link {
             socket,
             waiting: VecDeque::new(),
             starved: false,
+            limit: usize::MAX,
             buffer: vec![0; LINK_MESSAGE_BYTES].into_boxed_slice(),
         }
     }
 
     /// Sends the message, or puts it behind those that wait.
     pub fn send(&mut self, message: &ToAgent, fds: Vec<Rc<OwnedFd>>) -> Result<(), LinkError> {
-        if self.waiting.len() >= LINK_QUEUE_MESSAGES {
+        if self.waiting.len() >= self.limit {
             return Err(LinkError::QueueFull(self.waiting.len()));
         }
         self.waiting.push_back((codec::encode(message)?, fds));
         self.flush()
+    }
+
+    /// From now on only so many more messages may wait: the greeting of a new agent is as long as
+    /// what there is to tell, what follows is not.
+    pub fn limit_queue(&mut self) {
+        self.limit = self.waiting.len() + LINK_QUEUE_MESSAGES;
     }
 
     /// Sends what waits, as far as there is room.

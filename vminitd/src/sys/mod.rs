@@ -6,10 +6,20 @@
 
 pub mod async_fd;
 pub mod beneath;
+pub mod clock;
+pub mod clone;
+pub mod descriptors;
+pub mod environment;
 pub mod fcntl;
 pub mod fsmount;
+pub mod keyring;
+pub mod loopback;
 pub mod numbers;
 pub mod pidfd;
+pub mod seccomp;
 pub mod seqpacket;
+pub mod shared_text;
+pub mod signals;
 pub mod splice;
 pub mod stream_socket;
+pub mod wait;

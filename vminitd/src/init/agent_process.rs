@@ -1,0 +1,295 @@
+//! The agent as a process: forked, listened to, watched, killed, forked again.
+//!
+//! Owns: the agent's pid and init's end of the link to it.
+//! Promises: at most one agent; each gets what it needs to go on where the one before stopped.
+//! Never: waits for it; decides when to start it ([`supervisor_monitor`] does).
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use supervisor_monitor::{Action, Event, GaveUp, Monitor, Policy};
+use tracing::{debug, error, info, warn};
+
+use super::epitaph::{Moment, remember};
+use super::heartbeat::{Beat, Heartbeat};
+use crate::limits::{AGENT_OOM_SCORE_ADJ, LINK_RETRY};
+use crate::link::message::ToAgent;
+use crate::link::sync::{Link, Received};
+use crate::log;
+use crate::paths;
+use crate::sys::clone::{self, Forked};
+use crate::sys::wait::{self, End};
+use crate::sys::{descriptors, pidfd, seqpacket, signals};
+
+/// Where the agent finds its end of the link.
+pub const LINK_NUMBER: RawFd = 3;
+
+/// How an agent is started and watched.
+#[derive(Debug)]
+pub struct AgentSettings {
+    /// Time between two beats.
+    pub heartbeat: Duration,
+    /// Unanswered beats in a row.
+    pub heartbeat_misses: u32,
+    /// Flags that init was started with, for the agent to read too.
+    pub flags: Vec<String>,
+}
+
+/// The agent, whether there is one at the moment or not.
+#[derive(Debug)]
+pub struct Agent {
+    settings: AgentSettings,
+    executable: OwnedFd,
+    monitor: Monitor,
+    generation: u32,
+    process: Option<Process>,
+}
+
+#[derive(Debug)]
+struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+    link: Link,
+    heartbeat: Heartbeat,
+    /// SIGKILL was sent; what it still says is heard, nothing is said to it.
+    killed: bool,
+}
+
+/// What the loop is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Order {
+    /// A new agent runs: tell it what there is.
+    Greet,
+    /// It never came to serve.
+    GiveUp(GaveUp),
+}
+
+impl Agent {
+    /// None runs yet. `executable` is our own.
+    pub fn new(settings: AgentSettings, executable: OwnedFd) -> Agent {
+        let monitor = Monitor::new(Policy::AGENT);
+        Agent { settings, executable, monitor, generation: 0, process: None }
+    }
+
+    /// Starts the first one.
+    pub fn start(&mut self, now: Duration) -> Vec<Order> {
+        self.tell(Event::StartRequested, now)
+    }
+
+    /// How many there were, this one included.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether it is this child.
+    pub fn is(&self, pid: i32) -> bool {
+        self.process.as_ref().is_some_and(|process| process.pid == pid)
+    }
+
+    /// Whether one runs that is spoken to.
+    pub fn is_listening(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| !process.killed)
+    }
+
+    /// Says something to it, if it runs; what it misses, its successor is told.
+    pub fn send(&mut self, message: &ToAgent, fds: Vec<Rc<OwnedFd>>) {
+        if let Some(process) = self.process.as_mut().filter(|process| !process.killed)
+            && let Err(error) = process.link.send(message, fds)
+        {
+            self.kill(&super::chain(&error));
+        }
+    }
+
+    /// The greeting is over: from now on an agent that does not read is a wedged one.
+    pub fn greeted(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.link.limit_queue();
+        }
+    }
+
+    /// Its next message. When it has closed its end it is killed: without the link it is no use.
+    pub fn receive(&mut self) -> Option<Received> {
+        match self.process.as_mut()?.link.receive() {
+            Ok(received) => received,
+            Err(error) => {
+                self.kill(&super::chain(&error));
+                None
+            }
+        }
+    }
+
+    /// Sends what waits for room.
+    pub fn flush(&mut self) {
+        if let Some(process) = self.process.as_mut().filter(|process| !process.killed)
+            && let Err(error) = process.link.flush()
+        {
+            self.kill(&super::chain(&error));
+        }
+    }
+
+    /// It says that it serves.
+    pub fn serves(&mut self, now: Duration) {
+        if let Some(process) = &self.process {
+            remember(Moment::AgentServes, process.pid, self.generation);
+            info!("agent {} serves", self.generation);
+            self.tell(Event::Serving, now);
+        }
+    }
+
+    /// It answered a ping.
+    pub fn answered(&mut self, beat: u64) {
+        if let Some(process) = &mut self.process {
+            process.heartbeat.answered(beat);
+        }
+    }
+
+    /// Whether it is stopped by a signal, in which case it is killed at once: it would neither
+    /// answer nor crash.
+    pub fn look_whether_stopped(&mut self) {
+        let Some(process) = self.process.as_ref().filter(|process| !process.killed) else { return };
+        // An error means that it is no child any more; then it will be reaped as one that ended.
+        if wait::is_stopped(process.pid).unwrap_or(false) {
+            self.kill("it was stopped by a signal");
+        }
+    }
+
+    /// It was reaped; all that it had said was heard before.
+    pub fn exited(&mut self, end: End, now: Duration, restart: bool) -> Vec<Order> {
+        let Some(process) = self.process.take() else { return Vec::new() };
+        remember(Moment::AgentExited, process.pid, end.status());
+        if !restart {
+            return Vec::new();
+        }
+        error!("agent {} {end}", self.generation);
+        self.tell(Event::Exited, now)
+    }
+
+    /// Looks at the heartbeat and at the restart's time.
+    pub fn tick(&mut self, now: Duration) -> Vec<Order> {
+        if let Some(process) = self.process.as_mut().filter(|process| !process.killed) {
+            if process.link.waits_for_memory() {
+                self.flush();
+            }
+            self.beat(now);
+        }
+        self.tell(Event::TimerFired, now)
+    }
+
+    fn beat(&mut self, now: Duration) {
+        let Some(process) = &mut self.process else { return };
+        match process.heartbeat.tick(now) {
+            Some(Beat::Wedged) => self.kill("it does not answer"),
+            // A ping behind messages that it does not read would not reach it anyway; the beat
+            // counts as unanswered all the same.
+            Some(Beat::Ping(_)) if process.link.waits_for_room() => {}
+            Some(Beat::Ping(beat)) => self.send(&ToAgent::Ping { beat }, Vec::new()),
+            None => {}
+        }
+    }
+
+    /// When [`Agent::tick`] has something to do.
+    pub fn next_tick(&self, now: Duration) -> Option<Duration> {
+        let beat = self.process.as_ref().map(|process| {
+            if process.link.waits_for_memory() { now + LINK_RETRY } else { process.heartbeat.due() }
+        });
+        [beat, self.monitor.next_timer()].into_iter().flatten().min()
+    }
+
+    /// What to poll: the link, and whether it waits for room.
+    pub fn link(&self) -> Option<(BorrowedFd<'_>, bool)> {
+        let process = self.process.as_ref().filter(|process| !process.killed)?;
+        Some((process.link.as_fd(), process.link.waits_for_room()))
+    }
+
+    /// Kills it; its exit starts the next.
+    pub fn kill(&mut self, why: &str) {
+        let Some(process) = self.process.as_mut().filter(|process| !process.killed) else { return };
+        warn!("agent {} is killed: {why}", self.generation);
+        remember(Moment::AgentKilled, process.pid, self.generation);
+        process.killed = true;
+        // ESRCH: it has just died.
+        let _ = pidfd::send_signal(process.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    fn tell(&mut self, event: Event, now: Duration) -> Vec<Order> {
+        let mut orders = Vec::new();
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let actions = match self.monitor.handle(event, now) {
+                Ok(actions) => actions,
+                Err(refusal) => {
+                    debug!("agent's monitor, {event:?}: {refusal}");
+                    continue;
+                }
+            };
+            for action in actions {
+                match action {
+                    Action::Spawn => match self.spawn(now) {
+                        Ok(()) => {
+                            orders.push(Order::Greet);
+                            events.push(Event::Spawned);
+                        }
+                        Err(error) => {
+                            error!("start the agent: {error}");
+                            events.push(Event::SpawnFailed);
+                        }
+                    },
+                    Action::ReportGivenUp { why } => orders.push(Order::GiveUp(why)),
+                    // The loop asks `next_tick` instead.
+                    Action::ArmTimer(_) => {}
+                    Action::SignalTerm | Action::SignalKill => self.kill("it is to stop"),
+                }
+            }
+        }
+        orders
+    }
+
+    fn spawn(&mut self, now: Duration) -> std::io::Result<()> {
+        let (ours, theirs) = seqpacket::pair(true)?;
+        match clone::fork(None)? {
+            Forked::Child => exec_agent(&self.executable, &theirs, &self.settings.flags),
+            Forked::Parent { pid, pidfd } => {
+                self.generation += 1;
+                remember(Moment::AgentForked, pid, self.generation);
+                let AgentSettings { heartbeat, heartbeat_misses, .. } = self.settings;
+                self.process = Some(Process {
+                    pid,
+                    pidfd,
+                    link: Link::new(ours),
+                    heartbeat: Heartbeat::new(now, heartbeat, heartbeat_misses),
+                    killed: false,
+                });
+                Ok(())
+            }
+        }
+    }
+}
+
+/// In the fresh fork. What fails here ends it, and the restart rule decides.
+fn exec_agent(executable: &OwnedFd, link: &OwnedFd, flags: &[String]) -> ! {
+    let exec = || -> std::io::Result<()> {
+        descriptors::install(link.as_fd(), LINK_NUMBER)?;
+        let mut kept = log::descriptors();
+        kept.extend([0, 1, 2, LINK_NUMBER, executable.as_raw_fd()]);
+        descriptors::close_all_but(&mut kept)?;
+        nix::unistd::setsid()?;
+        signals::unblock_all();
+        std::fs::write(paths::OWN_OOM_SCORE_ADJ, AGENT_OOM_SCORE_ADJ.to_string())?;
+        let arguments = ["vminitd", "agent"].into_iter().chain(flags.iter().map(String::as_str));
+        let arguments: Vec<CString> =
+            arguments.map(CString::new).collect::<Result<_, _>>().map_err(std::io::Error::other)?;
+        let environment = paths::ENVIRONMENT.iter().map(|(name, value)| format!("{name}={value}"));
+        let environment: Vec<CString> = environment
+            .map(CString::new)
+            .collect::<Result<_, _>>()
+            .map_err(std::io::Error::other)?;
+        let Err(errno) = nix::unistd::fexecve(executable.as_raw_fd(), &arguments, &environment);
+        Err(errno.into())
+    };
+    if let Err(error) = exec() {
+        error!("exec the agent: {error}");
+    }
+    clone::exit_now(127)
+}

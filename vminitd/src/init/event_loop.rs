@@ -1,0 +1,426 @@
+//! PID 1's loop: one poll over signals, the agent's link and the launchers' results.
+//!
+//! ```text
+//!   poll -> signals -> agent's messages -> launchers' results -> children -> timers -> poll
+//! ```
+//!
+//! Results come before children, because only a result makes a child known.
+//!
+//! Owns: everything that outlives an agent.
+//! Promises: **whose exit is it?** A container's process becomes a child of PID 1 when its launcher
+//! exits, which is after the launcher has named it. So for each dead child: look at it without
+//! reaping; if its pid is unknown, read all results; only then reap that pid, before the next look
+//! (which would find the same one again). A pid cannot be recycled before it is known, and an exit
+//! that comes before its launch is reported is found waiting.
+//! Never: blocks but in poll; returns an error.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tracing::{debug, error, info, warn};
+
+use super::agent_process::{Agent, AgentSettings, Order};
+use super::clock::Clock;
+use super::epitaph::{self, Moment, remember};
+use super::keep::Keep;
+use super::launches::{Ended, Known, Launches, Report};
+use super::processes::{Process, Processes, Reported};
+use super::{Stamps, power};
+use crate::limits::{KEPT_PER_MESSAGE, LINK_READS_PER_TURN, REAPED_PER_TURN, SHUTDOWN_BY_AGENT};
+use crate::link::message::{Failure, Phase, ToAgent, ToInit};
+use crate::link::sync::Received;
+use crate::sys::{clock as clocks, signals, wait};
+
+/// What the loop listens to; all others stay blocked. SIGINT is ctrl-alt-del, SIGPWR a power
+/// failure; for a VM they mean the same as SIGTERM: its owner wants it to end.
+pub const SIGNALS: &[i32] = &[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR];
+
+/// What the boot has made.
+#[derive(Debug)]
+pub struct Booted {
+    /// How agents are started.
+    pub agent: AgentSettings,
+    /// Our own.
+    pub executable: OwnedFd,
+    /// A signalfd for [`SIGNALS`].
+    pub signals: OwnedFd,
+    /// For RPCs, and for streams.
+    pub listeners: [OwnedFd; 2],
+    /// So far.
+    pub stamps: Stamps,
+}
+
+/// PID 1 after the boot.
+#[derive(Debug)]
+pub struct EventLoop {
+    clock: Clock,
+    signals: OwnedFd,
+    listeners: [Rc<OwnedFd>; 2],
+    stamps: Stamps,
+    agent: Agent,
+    launches: Launches,
+    processes: Processes<Held>,
+    keep: Keep<Rc<OwnedFd>>,
+    /// Ends of launches that no agent has been told of.
+    untold: Vec<ToAgent>,
+    /// The turn ended before all dead children were reaped.
+    more_children: bool,
+    shutdown: Option<Shutdown>,
+}
+
+/// What is held for a launched process until the agent forgets it.
+#[derive(Debug)]
+struct Held {
+    pidfd: Rc<OwnedFd>,
+    master: Option<Rc<OwnedFd>>,
+}
+
+/// The agent was asked to stop everything.
+#[derive(Debug)]
+struct Shutdown {
+    deadline: Duration,
+}
+
+/// The children that are neither launchers nor strangers.
+struct Others<'a> {
+    agent: &'a Agent,
+    processes: &'a Processes<Held>,
+}
+
+impl Known for Others<'_> {
+    fn is_known(&self, pid: i32) -> bool {
+        self.agent.is(pid) || self.processes.is_launched(pid)
+    }
+}
+
+impl EventLoop {
+    /// Ready to run.
+    pub fn new(booted: Booted) -> EventLoop {
+        let Booted { agent, executable, signals, listeners, stamps } = booted;
+        EventLoop {
+            clock: Clock::new(clocks::monotonic(), agent.heartbeat),
+            signals,
+            listeners: listeners.map(Rc::new),
+            stamps,
+            agent: Agent::new(agent, executable),
+            launches: Launches::default(),
+            processes: Processes::new(),
+            keep: Keep::new(),
+            untold: Vec::new(),
+            more_children: false,
+            shutdown: None,
+        }
+    }
+
+    /// Runs until the VM ends.
+    pub fn run(mut self) -> ! {
+        let orders = self.agent.start(self.clock.now());
+        self.follow(orders);
+        loop {
+            self.wait();
+            self.clock.advance(clocks::monotonic());
+            self.take_signals();
+            self.hear_agent();
+            self.read_results();
+            self.reap();
+            self.tick();
+            self.agent.flush();
+        }
+    }
+
+    fn wait(&self) {
+        let now = self.clock.now();
+        let deadlines = [
+            self.agent.next_tick(now),
+            self.launches.next_tick(now),
+            self.shutdown.as_ref().map(|shutdown| shutdown.deadline),
+        ];
+        let mut timeout = self.clock.sleep_until(deadlines.into_iter().flatten().min());
+        if self.more_children {
+            timeout = Duration::ZERO;
+        }
+        // Rounded up, or the last millisecond before a deadline would be spent in a busy loop.
+        let millis = timeout.as_micros().div_ceil(1000);
+        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if let Some((link, waits_for_room)) = self.agent.link() {
+            let room = if waits_for_room { PollFlags::POLLOUT } else { PollFlags::empty() };
+            fds.push(PollFd::new(link, PollFlags::POLLIN | room));
+        }
+        fds.extend(
+            self.launches.result_sockets().map(|result| PollFd::new(result, PollFlags::POLLIN)),
+        );
+        if let Err(errno) = poll(&mut fds, timeout) {
+            // EINTR cannot be, all signals are blocked; ENOMEM passes.
+            warn!("poll: {errno}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn take_signals(&mut self) {
+        loop {
+            match signals::next(self.signals.as_fd()) {
+                Ok(Some(libc::SIGCHLD)) => self.agent.look_whether_stopped(),
+                Ok(Some(signal)) => {
+                    remember(Moment::Signal, signal, 0);
+                    self.shut_down(&format!("signal {signal}"));
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    warn!("read signals: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hear_agent(&mut self) {
+        for _ in 0..LINK_READS_PER_TURN {
+            match self.agent.receive() {
+                Some(received) => self.obey(received),
+                None => return,
+            }
+        }
+    }
+
+    fn obey(&mut self, received: Received) {
+        let now = self.clock.now();
+        let Received { message, fds, fds_lost } = received;
+        if fds_lost {
+            error!("descriptors from the agent were lost: too many are open");
+        }
+        match message {
+            ToInit::Serving => {
+                if self.agent.generation() == 1 {
+                    self.stamps.take(Phase::Serving);
+                    self.stamps.print_last();
+                }
+                self.agent.serves(now);
+            }
+            ToInit::Pong { beat } => self.agent.answered(beat),
+            ToInit::Launch { request, launch } => {
+                if let Err(report) = self.launches.start(request, launch, fds, now) {
+                    self.report(report);
+                }
+            }
+            ToInit::CancelLaunch { request } => {
+                let others = Others { agent: &self.agent, processes: &self.processes };
+                let reports = self.launches.cancel(request, now, &others);
+                self.report_all(reports);
+            }
+            ToInit::Forget { process } => drop(self.processes.forget(process)),
+            ToInit::Keep { key, names } => {
+                if let Err(refusal) =
+                    self.keep.add(key, names, fds.into_iter().map(Rc::new).collect())
+                {
+                    error!("descriptors are not kept: {refusal}");
+                }
+            }
+            ToInit::Release { request, key } => {
+                drop(self.keep.release(&key));
+                self.agent.send(&ToAgent::Released { request }, Vec::new());
+            }
+            ToInit::AckExits { number } => self.processes.acknowledge(number),
+            ToInit::PowerOff { reboot, reason } => {
+                info!("{}: {reason}", if reboot { "reboot" } else { "power-off" });
+                remember(Moment::PowerOff, 0, u32::from(reboot));
+                power::end(reboot);
+            }
+        }
+    }
+
+    fn read_results(&mut self) {
+        let others = Others { agent: &self.agent, processes: &self.processes };
+        let reports = self.launches.read_results(self.clock.now(), &others);
+        self.report_all(reports);
+    }
+
+    fn reap(&mut self) {
+        self.more_children = true;
+        for _ in 0..REAPED_PER_TURN {
+            match wait::peek() {
+                Ok(Some(pid)) => self.reap_one(pid),
+                Ok(None) => {
+                    self.more_children = false;
+                    return;
+                }
+                Err(error) => {
+                    warn!("look for dead children: {error}");
+                    self.more_children = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn reap_one(&mut self, pid: i32) {
+        if !self.processes.is_launched(pid) {
+            // A launcher's last words, or the name of a process that we do not know yet.
+            self.read_results();
+        }
+        if self.agent.is(pid) {
+            // What it had asked for before it died is asked for.
+            while let Some(received) = self.agent.receive() {
+                self.obey(received);
+            }
+        }
+        let end = match wait::reap(pid) {
+            Ok(Some(end)) => end,
+            Ok(None) => return,
+            Err(error) => {
+                warn!("reap {pid}: {error}");
+                return;
+            }
+        };
+        let now = self.clock.now();
+        if self.agent.is(pid) {
+            let orders = self.agent.exited(end, now, self.shutdown.is_none());
+            self.follow(orders);
+            if self.shutdown.is_some() {
+                warn!("the agent has ended before all was stopped");
+                power::end(false);
+            }
+        } else if self.launches.is_launcher(pid) {
+            remember(Moment::LauncherExited, pid, end.status());
+            let others = Others { agent: &self.agent, processes: &self.processes };
+            let reports = self.launches.launcher_exited(pid, end, now, &others);
+            self.report_all(reports);
+        } else {
+            match self.processes.exited(pid, end.status(), clocks::realtime()) {
+                Reported::Exit(exit) => {
+                    remember(Moment::ProcessExited, pid, end.status());
+                    self.agent.send(&ToAgent::Exited(exit), Vec::new());
+                }
+                Reported::Forgotten => remember(Moment::ProcessExited, pid, end.status()),
+                Reported::Unknown => {
+                    debug!("orphan {pid} {end}");
+                    remember(Moment::OrphanReaped, pid, end.status());
+                    self.launches.stranger_exited(pid);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.clock.now();
+        let others = Others { agent: &self.agent, processes: &self.processes };
+        let reports = self.launches.tick(now, &others);
+        self.report_all(reports);
+        let orders = self.agent.tick(now);
+        self.follow(orders);
+        if self.shutdown.as_ref().is_some_and(|shutdown| now >= shutdown.deadline) {
+            warn!("the agent has not stopped everything in {SHUTDOWN_BY_AGENT:?}");
+            power::end(false);
+        }
+    }
+
+    fn follow(&mut self, orders: Vec<Order>) {
+        for order in orders {
+            match order {
+                Order::Greet => self.greet(),
+                Order::GiveUp(why) => epitaph::fatal(format_args!("agent: {why}")),
+            }
+        }
+    }
+
+    /// Tells a new agent what there is; what it does not read at once waits in the queue.
+    fn greet(&mut self) {
+        let generation = self.agent.generation();
+        let mut stamps = self.stamps.list();
+        stamps.push((Phase::AgentForked, clocks::boottime_us()));
+        // A range of its own for each agent: a number that the agent before has recorded, but not
+        // yet used, must not be used for something else.
+        let first_request = u64::from(generation) << 32;
+        let welcome = ToAgent::Welcome { generation, first_request, stamps };
+        self.agent.send(&welcome, self.listeners.to_vec());
+        for (key, kept) in self.keep.iter() {
+            for part in kept.chunks(KEPT_PER_MESSAGE) {
+                let (names, fds) = part.iter().cloned().unzip();
+                self.agent.send(&ToAgent::Kept { key: key.to_owned(), names }, fds);
+            }
+        }
+        for (handle, process) in self.processes.iter() {
+            let (message, fds) = launched(handle, process);
+            self.agent.send(&message, fds);
+        }
+        for message in std::mem::take(&mut self.untold) {
+            self.agent.send(&message, Vec::new());
+        }
+        for (request, target) in self.launches.unreported() {
+            let target = target.clone();
+            self.agent.send(&ToAgent::Launching { request, target }, Vec::new());
+        }
+        for exit in self.processes.unacknowledged() {
+            self.agent.send(&ToAgent::Exited(exit.clone()), Vec::new());
+        }
+        self.agent.send(&ToAgent::Caught, Vec::new());
+        self.agent.greeted();
+    }
+
+    fn report_all(&mut self, reports: Vec<Report>) {
+        for report in reports {
+            self.report(report);
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        let Report { request, target, result } = report;
+        match result {
+            Ended::Launched { pid, pidfd, master } => {
+                let held = Held { pidfd: Rc::new(pidfd), master: master.map(Rc::new) };
+                let process = Process { request, target, pid, held };
+                let (message, fds) = {
+                    // The name comes from the table, so the message is made from what is in it.
+                    let handle = self.processes.launched(process);
+                    match self.processes.get(handle) {
+                        Some(process) => launched(handle, process),
+                        None => return,
+                    }
+                };
+                self.agent.send(&message, fds);
+            }
+            Ended::Done => self.tell(ToAgent::Done { request, target }),
+            Ended::Failed(failure, reason) => {
+                if failure != Failure::Runtime {
+                    warn!(container = %target.container, exec = %target.exec, "launch: {reason}");
+                }
+                self.tell(ToAgent::LaunchFailed { request, target, failure, reason });
+            }
+        }
+    }
+
+    fn tell(&mut self, message: ToAgent) {
+        if self.agent.is_listening() {
+            self.agent.send(&message, Vec::new());
+        } else {
+            self.untold.push(message);
+        }
+    }
+
+    fn shut_down(&mut self, why: &str) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        info!("shutting down: {why}");
+        remember(Moment::PowerOff, 0, 0);
+        if !self.agent.is_listening() {
+            power::end(false);
+        }
+        self.shutdown = Some(Shutdown { deadline: self.clock.now() + SHUTDOWN_BY_AGENT });
+        self.agent.send(&ToAgent::ShuttingDown { reboot: false }, Vec::new());
+    }
+}
+
+fn launched(handle: u64, process: &Process<Held>) -> (ToAgent, Vec<Rc<OwnedFd>>) {
+    let message = ToAgent::Launched {
+        request: process.request,
+        target: process.target.clone(),
+        process: handle,
+        pid: process.pid,
+    };
+    let Held { pidfd, master } = &process.held;
+    (message, [Some(pidfd), master.as_ref()].into_iter().flatten().cloned().collect())
+}

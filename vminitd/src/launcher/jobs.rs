@@ -1,0 +1,113 @@
+//! The jobs, in libcontainer's words.
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
+
+use libcontainer::container::Container;
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+
+use super::console::{Console, ConsoleError};
+use super::executor::Program;
+use super::outcome::Outcome;
+use super::{Stdio, reason};
+use crate::link::message::{Job, Launch};
+use crate::log;
+use crate::paths;
+
+/// Why a job failed.
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error(transparent)]
+    Libcontainer(#[from] LibcontainerError),
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    #[error("open /dev/null")]
+    Null(#[source] std::io::Error),
+    #[error("libcontainer made a container without a process")]
+    NoProcess,
+}
+
+/// Does the job. On success, with the pty's master if there is one; else with the reason.
+pub fn perform(
+    launch: &Launch,
+    stdio: Stdio,
+    result: RawFd,
+) -> Result<(Outcome, Option<OwnedFd>), String> {
+    let mut descriptors_to_close = log::descriptors();
+    descriptors_to_close.push(result);
+    let program = Program { descriptors_to_close };
+    job(launch, stdio, program).map_err(|error| reason::of(&error))
+}
+
+fn job(
+    launch: &Launch,
+    stdio: Stdio,
+    program: Program,
+) -> Result<(Outcome, Option<OwnedFd>), JobError> {
+    let container = &launch.target.container;
+    let console = if launch.job.terminal() { Some(Console::listen()?) } else { None };
+    let pid = match &launch.job {
+        Job::Create { bundle, no_pivot, .. } => {
+            let container = builder(container, stdio, program, console.as_ref())?
+                .as_init(bundle)
+                .with_systemd(false)
+                .with_detach(true)
+                .with_no_pivot(*no_pivot)
+                .build()?;
+            container.pid().ok_or(JobError::NoProcess)?
+        }
+        Job::Exec { process, .. } => builder(container, stdio, program, console.as_ref())?
+            .as_tenant()
+            .with_detach(true)
+            .with_process(Some(process))
+            .build()?,
+        Job::StartWithHooks => {
+            load(container)?.start()?;
+            return Ok((Outcome::Done, None));
+        }
+        Job::DeleteWithHooks => {
+            load(container)?.delete(true)?;
+            return Ok((Outcome::Done, None));
+        }
+    };
+    let master = console.map(Console::take).transpose()?;
+    Ok((Outcome::Launched { pid: pid.as_raw() }, master))
+}
+
+fn builder(
+    container: &str,
+    stdio: Stdio,
+    program: Program,
+    console: Option<&Console>,
+) -> Result<ContainerBuilder, JobError> {
+    let builder = ContainerBuilder::new(container.to_owned(), SyscallType::default())
+        .with_executor(program)
+        .with_root_path(paths::LIBCONTAINER_DIR)?
+        .validate_id()?;
+    if let Some(console) = console {
+        return Ok(builder.with_console_socket(Some(console.path())));
+    }
+    // Each of the three is given, because the container would inherit the launcher's otherwise.
+    Ok(builder
+        .with_stdin(or_null(stdio.stdin)?)
+        .with_stdout(or_null(stdio.stdout)?)
+        .with_stderr(or_null(stdio.stderr)?))
+}
+
+fn or_null(fd: Option<OwnedFd>) -> Result<OwnedFd, JobError> {
+    match fd {
+        Some(fd) => Ok(fd),
+        None => std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map(OwnedFd::from)
+            .map_err(JobError::Null),
+    }
+}
+
+fn load(container: &str) -> Result<Container, JobError> {
+    Ok(Container::load(Path::new(paths::LIBCONTAINER_DIR).join(container))?)
+}
