@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use host_shim::machine::{
     BootError, BootOptions, ConnectError, ExitReason, Exited, Machine, console_tail,
 };
-use host_shim::vm::{Cmdline, Description, Draft, Share};
+use host_shim::vm::{Accelerator, Cmdline, Description, Draft, Share};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -177,8 +177,12 @@ fn a_kernel_that_is_none_is_told_in_qemus_words() {
         let directory = tempfile::tempdir().unwrap();
         let kernel = directory.path().join("vmlinux");
         fs::write(&kernel, "no kernel").unwrap();
-        let error =
-            boot(&directory, Draft { kernel, ..draft(&directory, STAYS) }).await.unwrap_err();
+        let error = boot(
+            &directory,
+            Draft { kernel, accelerator: Accelerator::Emulation, ..draft(&directory, STAYS) },
+        )
+        .await
+        .unwrap_err();
         let text = chain(&error);
         assert!(
             text.starts_with("QEMU exited with status 1: ") && text.contains("kernel"),

@@ -68,7 +68,6 @@ fn drive(flags: Flags) -> io::Result<()> {
     let orders = happen.clone();
     let (outbox, writer) = serve(socket, move |order| drop(orders.send(Happening::Order(order))))?;
     let tools = Tools { qemu: flags.qemu, virtiofsd: flags.virtiofsd, cache: cache_dir() };
-    run(tools, &Wires { happenings, happen, outbox });
-    drop(writer);
+    run(tools, Wires { happenings, happen, outbox, writer });
     Ok(())
 }

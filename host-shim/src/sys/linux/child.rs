@@ -28,6 +28,10 @@ fn before_exec(keep: &[RawFd], parent: u32) -> io::Result<()> {
     }
     // SAFETY: plain numbers.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // A core would hold the guest's memory, and be left where we were started.
+    let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a value that lives through the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &no_core) })?;
     // Marked, not closed: std tells its parent of a failed exec through an fd of its own.
     // SAFETY: changes flags of this process's descriptors only.
     check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) })?;
