@@ -10,6 +10,7 @@
 
 mod container;
 mod leaks;
+mod promises;
 mod rootfs;
 mod vm;
 
