@@ -39,3 +39,10 @@ pub const OWN_OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 /// The environment of init, agent and launchers.
 pub const ENVIRONMENT: &[(&str, &str)] =
     &[("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/")];
+
+/// Numbers of the agent's that outlive it: the last event's.
+pub const AGENT_NUMBERS: &str = "/run/vminitd/numbers";
+/// Which boot this is.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The socket in libcontainer's directory of a container on which its init waits for its start.
+pub const NOTIFY_SOCKET: &str = "notify.sock";
