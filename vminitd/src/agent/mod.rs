@@ -1,28 +1,218 @@
 //! The agent: serves the host over vsock. Crash-only.
-#![allow(missing_docs)]
+//!
+//! ```text
+//! host --1024--> server/   ttrpc: a server per connection --> task/ bundle/ system events/
+//! host --1025--> stdio/    streams, moved by splice           |  containers, one state machine each
+//! init <--link--> init_client  launches, exits, safe keeping <+
+//! ```
+//!
+//! Owns: the runtime, and with it everything that the agent does.
+//! Promises: a new agent goes on where the one before was killed, whenever that was: what it needs
+//! is in /run/vminitd before it is done, or kept by init; what can block is done on other threads,
+//! so that one call never waits for another's; pings are answered by the same thread that serves.
+//! Never: forks, or runs code of a container's; init's launchers do.
+//!
+//! Absent on purpose: locks over more than one assignment, and timers that poll.
 
 pub mod bundle;
 pub mod cgroup;
 pub mod dirs;
 pub mod errors;
 pub mod events;
+pub mod handover;
 pub mod id;
 pub mod init_client;
 pub mod mounts;
+pub mod power;
 pub mod process;
 pub mod profile;
 pub mod server;
 pub mod spec;
 pub mod stdio;
+pub mod system;
+pub mod task;
 
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tracing::{error, info};
+
+use self::dirs::Dirs;
+use self::errors::chain;
+use self::events::hub::Hub;
+use self::handover::Handover;
+use self::init_client::{InitClient, Notice};
+use self::profile::Profile;
+use self::server::accept::HostListener;
+use self::stdio::streams::Streams;
+use self::task::restore::Pending;
+use self::task::table::Table;
 use crate::config::Config;
+use crate::limits::BLOCKING_THREADS;
+use crate::link::agent::{Link, LinkError};
+use crate::log::{self, Role};
+use crate::paths;
+use crate::sys::descriptors::inherited;
+use crate::sys::numbers::Numbers;
+use crate::sys::signals::ignore_sigpipe;
+
+/// Where init leaves the agent's end of the link.
+const LINK_FD: RawFd = 3;
+
+/// What every part of the agent may use.
+pub struct Agent {
+    /// How this boot is to go.
+    pub config: Config,
+    /// Whose habits are followed.
+    pub profile: Profile,
+    /// Where things are.
+    pub dirs: Dirs,
+    /// init.
+    pub init: Arc<InitClient>,
+    /// Containers.
+    pub tasks: Arc<Table>,
+    /// Containers of agents before, whose launch goes on.
+    pub pending: Pending,
+    /// Streams that the host has opened.
+    pub streams: Arc<Streams>,
+    /// What is published.
+    pub events: Arc<Hub>,
+}
+
+/// Why an agent ends. init starts another.
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    #[error("descriptor {LINK_FD} is not open: the agent is init's to start")]
+    NoLink,
+    #[error("start the runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error("link to init")]
+    Link(#[from] LinkError),
+    #[error("init handed over {0} listeners instead of 2")]
+    Listeners(usize),
+    #[error("{what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
 
 /// The agent's life.
-pub fn run(_config: Config) -> ExitCode {
+pub fn run(config: Config) -> ExitCode {
+    log::start(Role::Agent, config.log);
+    ignore_sigpipe();
+    let error = match start(config) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    error!(error = %chain(&error), "the agent ends");
     ExitCode::FAILURE
+}
+
+/// A value that there is none of.
+enum Never {}
+
+fn start(config: Config) -> Result<Never, AgentError> {
+    let link = inherited(LINK_FD).ok_or(AgentError::NoLink)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(AgentError::Runtime)?;
+    let ended = runtime.block_on(live(config, link));
+    // A mount that hangs on its thread must not keep the next agent from starting.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn live(config: Config, link: OwnedFd) -> Result<Never, AgentError> {
+    let link = Link::new(link)?;
+    let mut handover = handover::receive(&link).await?;
+    let listeners = std::mem::take(&mut handover.listeners);
+    let count = listeners.len();
+    let [rpc, stream] =
+        <[OwnedFd; 2]>::try_from(listeners).map_err(|_| AgentError::Listeners(count))?;
+    let agent = Agent::new(config, Dirs::of_guest(), link, &handover)?;
+    tokio::select! {
+        ended = listen_to_init(&agent) => ended,
+        ended = serve(&agent, handover, rpc, stream) => ended,
+    }
+}
+
+/// Keeps the link going.
+async fn listen_to_init(agent: &Arc<Agent>) -> Result<Never, AgentError> {
+    loop {
+        match agent.init.next_notice().await? {
+            Notice::Inherited(inherited) => {
+                tokio::spawn(task::restore::inherited(agent.clone(), inherited));
+            }
+            Notice::ShuttingDown { reboot } => {
+                power::begin(agent, reboot, "init was asked to (signal or power button)");
+            }
+        }
+    }
+}
+
+async fn serve(
+    agent: &Arc<Agent>,
+    handover: Handover,
+    rpc: OwnedFd,
+    stream: OwnedFd,
+) -> Result<Never, AgentError> {
+    let listener = |fd, name| {
+        HostListener::new(fd, name)
+            .map_err(|source| AgentError::Io { what: "use a listener of init's", source })
+    };
+    let (rpc, stream) = (listener(rpc, "rpc")?, listener(stream, "streams")?);
+    let (generation, shutting_down) = (handover.generation, handover.shutting_down);
+    if generation > 1 {
+        bundle::remove::remove_leftovers(&agent.dirs.bundles);
+    }
+    task::restore::restore(agent, handover).await;
+    if let Some(reboot) = shutting_down {
+        power::begin(agent, reboot, "init was asked to (signal or power button)");
+    }
+    agent.init.serving().await?;
+    info!(generation, "serving");
+    let services = |gone| server::services::services(agent, &gone);
+    let streams = stdio::listener::serve(stream, agent.streams.clone(), agent.init.clone());
+    tokio::join!(server::connection::serve(rpc, services), streams);
+    unreachable!("both serve until the agent ends")
+}
+
+impl Agent {
+    fn new(
+        config: Config,
+        dirs: Dirs,
+        link: Link,
+        handover: &Handover,
+    ) -> Result<Arc<Self>, AgentError> {
+        let boot_id = std::fs::read_to_string(paths::BOOT_ID)
+            .map_err(|source| AgentError::Io { what: "read the boot id", source })?;
+        let numbers = Numbers::open(Path::new(paths::AGENT_NUMBERS))
+            .map_err(|source| AgentError::Io { what: "open the agent's numbers", source })?;
+        Ok(Arc::new(Self {
+            profile: config.profile.into(),
+            config,
+            dirs,
+            init: Arc::new(InitClient::new(link, handover.first_request)),
+            tasks: Arc::default(),
+            pending: Pending::default(),
+            streams: Arc::default(),
+            events: Arc::new(Hub::new(numbers, &boot_id)),
+        }))
+    }
+
+    /// How long a launch may take in milliseconds, when its hooks may take this long.
+    pub fn launch_deadline_ms(&self, hook_seconds: u64) -> u64 {
+        let deadline =
+            self.config.launcher_timeout.saturating_add(Duration::from_secs(hook_seconds));
+        u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Locks for a short section without await or system call that can block. A section that panicked

@@ -53,6 +53,13 @@ pub fn default_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Ignores SIGPIPE: a splice into a socket whose peer is gone raises it, and has no flag against
+/// that. Rust's runtime does the same before main; this says that it is relied upon.
+pub fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN is a valid disposition for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 fn set_mask(full: bool) {
     // SAFETY: sigset_t is plain data that sigfillset or sigemptyset initialises; the call cannot
     // fail with a valid `how`.

@@ -1,9 +1,10 @@
 //! Bundles: an OCI config and files, put into the guest by its host.
 //!
-//! [`create`] is the RPC, [`remove`] takes a bundle away again, whatever a container left in it.
+//! [`create`] is what the RPC of [`service`] does, [`remove`] takes a bundle away again, whatever a container left in it.
 
 pub mod create;
 pub mod remove;
+pub mod service;
 
 /// The config as the host sent it; `config.json` is what the container is made from.
 pub const ORIGINAL_CONFIG: &str = "config.original.json";

@@ -120,6 +120,11 @@ impl Cgroup {
         self.wait_for("frozen", "0", "thawed", patience).await
     }
 
+    /// Whether it stands still.
+    pub fn is_frozen(&self) -> bool {
+        self.event("frozen").is_ok_and(|value| value == "1")
+    }
+
     /// Returns when no process is left in the subtree.
     pub async fn wait_empty(&self, patience: Duration) -> Result<(), CgroupError> {
         self.wait_for("populated", "0", "empty", patience).await

@@ -7,5 +7,6 @@
 pub mod accept;
 pub mod body;
 pub mod connection;
+pub mod services;
 pub mod socket;
 pub mod unbuilt;

@@ -1,0 +1,20 @@
+//! Every service that a host can call, for one connection.
+//!
+//! Promises: all names that hosts know are there, also those whose calls are not built yet.
+
+use std::sync::Arc;
+
+use super::connection::Services;
+use super::socket::Gone;
+use super::unbuilt;
+use crate::agent::{Agent, bundle, events, system, task};
+
+/// All of them.
+pub fn services(agent: &Arc<Agent>, gone: &Gone) -> Services {
+    let mut services = unbuilt::services();
+    services.extend(task::service::services(agent));
+    services.extend(bundle::service::services(agent));
+    services.extend(system::services(agent));
+    services.extend(events::service::services(&agent.events, gone));
+    services
+}

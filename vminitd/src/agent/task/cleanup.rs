@@ -1,0 +1,189 @@
+//! Removes all that a container leaves: the one way for Delete, for a Create that failed, and for a
+//! container whose agent died half-way.
+//!
+//! Promises: every step may have been done before, or may have nothing to do; the record goes last,
+//! so that whatever is interrupted is taken up again.
+//! Never: decides whether a container may go.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tracing::{debug, warn};
+use vminitd_protocol::handshake::StreamId;
+
+use super::container::{kept_outputs, kept_stdin};
+use super::record::{self, Record, RecordError};
+use crate::agent::Agent;
+use crate::agent::bundle::remove::{RemoveError, remove_bundle};
+use crate::agent::cgroup::{Cgroup, CgroupError};
+use crate::agent::errors::chain;
+use crate::agent::id::ContainerId;
+use crate::agent::init_client::Outcome;
+use crate::agent::mounts::make::{self, MountError};
+use crate::agent::spec::{self, SpecError};
+use crate::agent::stdio::end::End;
+use crate::agent::stdio::listener;
+use crate::limits::KILL_TO_GONE;
+use crate::link::agent::LinkError;
+use crate::link::message::{Job, Launch, ProcessHandle, Target};
+
+/// What is to be removed.
+pub struct Remains {
+    /// The container.
+    pub id: ContainerId,
+    /// What was recorded of it.
+    pub record: Record,
+    /// Streams that it has claimed. Ours are the last copies but init's.
+    pub streams: HashMap<StreamId, Arc<End>>,
+    /// init's name for its process, if it came that far.
+    pub process: Option<ProcessHandle>,
+}
+
+/// What could not be removed. The guest's fault; Delete can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// The cgroup, or what still runs in it.
+    #[error("remove the container's cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// A rootfs mount.
+    #[error("remove the container's rootfs")]
+    Mount(#[from] MountError),
+    /// The bundle.
+    #[error("remove the container's bundle")]
+    Bundle(#[from] RemoveError),
+    /// A bundle that is not ours has to get its config back.
+    #[error("restore the bundle's config")]
+    Spec(#[from] SpecError),
+    /// libcontainer's directory.
+    #[error("remove {path}")]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The record.
+    #[error("remove the container's record")]
+    Record(#[from] RecordError),
+    /// The agent is about to end.
+    #[error("release what init keeps")]
+    Link(#[from] LinkError),
+    /// The removal itself panicked.
+    #[error("remove what the container leaves")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+/// Kills what still runs in the container's cgroup; returns when nothing does.
+pub async fn stop(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    match cgroup.kill() {
+        Ok(()) => cgroup.wait_empty(KILL_TO_GONE).await,
+        Err(CgroupError::Absent(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes everything. What fails does not keep the rest from being tried; the first error is
+/// returned, and then the record stays.
+pub async fn remove(agent: &Arc<Agent>, remains: Remains) -> Result<(), CleanupError> {
+    let Remains { id, record, streams, process } = remains;
+    let cgroup = Cgroup::at(agent.dirs.cgroup(&id));
+    stop(&cgroup).await?;
+    if record.poststop {
+        run_poststop(agent, &id).await;
+    }
+    let directory = agent.dirs.container(&id);
+    let on_disk = tokio::task::spawn_blocking({
+        let (agent, id) = (agent.clone(), id.clone());
+        move || remove_from_disk(&agent, &id, &cgroup, &record)
+    });
+    let released = release(agent, &id, streams);
+    let (on_disk, released) = tokio::join!(on_disk, released);
+    on_disk??;
+    released?;
+    if let Some(process) = process {
+        agent.init.forget(process).await?;
+    }
+    record::remove_directory(&directory)?;
+    debug!(container = %id, "nothing is left of it");
+    Ok(())
+}
+
+fn remove_from_disk(
+    agent: &Agent,
+    id: &ContainerId,
+    cgroup: &Cgroup,
+    record: &Record,
+) -> Result<(), CleanupError> {
+    let mut first: Result<(), CleanupError> = Ok(());
+    let mut note = |result: Result<(), CleanupError>| {
+        if let Err(error) = result {
+            warn!(container = %id, error = %chain(&error), "clean-up");
+            if first.is_ok() {
+                first = Err(error);
+            }
+        }
+    };
+    note(cgroup.remove().map_err(Into::into));
+    note(remove_state(agent.dirs.libcontainer(id)));
+    let unmounted = make::undo(&record.bundle, &record.places);
+    let mounts_gone = unmounted.is_ok();
+    note(unmounted.map_err(Into::into));
+    if agent.dirs.owns_bundle(id, &record.bundle) {
+        // Removing stops at a mount anyway; this saves the half of the tree that comes before it.
+        if mounts_gone {
+            note(remove_bundle(&record.bundle).map_err(Into::into));
+        }
+    } else if record.bundle.exists() {
+        for place in record.places.iter().rev().filter(|place| place.starts_with("mounts")) {
+            let _ = std::fs::remove_dir(record.bundle.join(place));
+        }
+        let _ = std::fs::remove_dir(record.bundle.join("mounts"));
+        note(spec::restore(&record.bundle).map_err(Into::into));
+    }
+    first
+}
+
+fn remove_state(path: PathBuf) -> Result<(), CleanupError> {
+    match std::fs::remove_dir_all(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(|source| CleanupError::State { path, source }),
+    }
+}
+
+/// init's copies go before ours, and before anybody is told that it is done.
+async fn release(
+    agent: &Agent,
+    id: &ContainerId,
+    streams: HashMap<StreamId, Arc<End>>,
+) -> Result<(), LinkError> {
+    let (outputs, stdin) =
+        tokio::join!(agent.init.release(kept_outputs(id)), agent.init.release(kept_stdin(id)));
+    outputs.and(stdin)?;
+    for (id, end) in streams {
+        listener::close(&id, Some(end), &agent.streams, &agent.init).await?;
+    }
+    Ok(())
+}
+
+/// A hook that fails is logged and no more: the container is gone whatever it says.
+async fn run_poststop(agent: &Agent, id: &ContainerId) {
+    if !agent.dirs.libcontainer(id).exists() {
+        return;
+    }
+    let launch = Launch {
+        target: Target { container: id.to_string(), exec: String::new() },
+        fds: vec![],
+        deadline_ms: agent.launch_deadline_ms(0),
+        job: Job::DeleteWithHooks,
+    };
+    match agent.init.launch(agent.init.next_request(), launch, &[]).await {
+        Ok(Outcome::Done | Outcome::Launched(_)) => {}
+        Ok(Outcome::Failed(error)) => {
+            warn!(container = %id, %error, "a poststop hook failed; deleting goes on");
+        }
+        Err(error) => warn!(container = %id, error = %chain(&error), "poststop hooks not run"),
+    }
+}

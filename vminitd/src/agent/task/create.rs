@@ -1,0 +1,322 @@
+//! `Task.Create`: bundle, mounts, cgroup, stdio, then a launch.
+//!
+//! Promises: on any failure nothing is left, not even what the host prepared for it (its bundle,
+//! the streams that it names); one Create for an id at a time; a slow one holds up nobody.
+//! Never: starts the process.
+//!
+//! Order: the record first, so that an agent that dies anywhere after it leaves what the next one
+//! needs to clean up; the launch last, since only then somebody else works on the container.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use prost::Message;
+use tracing::{info, warn};
+use vminitd_protocol::handshake::StreamId;
+use vminitd_protocol::pb::containerd::runc::v1::Options;
+use vminitd_protocol::pb::containerd::task::v3::{CreateTaskRequest, CreateTaskResponse};
+use vminitd_protocol::pb::containerd::types::Mount;
+use vminitd_protocol::pb::google::protobuf::Any;
+
+use super::cleanup::{self, Remains};
+use super::container::{Container, keep_pipes};
+use super::process::Process;
+use super::record::{self, Counters, Record};
+use crate::agent::Agent;
+use crate::agent::cgroup::{Cgroup, apply};
+use crate::agent::errors::{RpcError, chain};
+use crate::agent::id::ContainerId;
+use crate::agent::init_client::{ExitSlot, Launched, Outcome};
+use crate::agent::mounts::make;
+use crate::agent::mounts::plan::{Planned, plan};
+use crate::agent::process::lifecycle::Event;
+use crate::agent::spec;
+use crate::agent::stdio::end::End;
+use crate::agent::stdio::wiring::{Owner, ProcessFds, Uris};
+use crate::link::message::{Job, Launch, Target};
+
+/// The type of the options that are understood.
+const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
+
+/// The call.
+pub async fn create(
+    agent: Arc<Agent>,
+    namespace: String,
+    request: CreateTaskRequest,
+) -> Result<CreateTaskResponse, RpcError> {
+    let id = ContainerId::try_from(&*request.id)?;
+    let bundle = PathBuf::from(&request.bundle);
+    let reservation = agent.tasks.reserve(&id, &bundle)?;
+    let mut attempt = Attempt::new(&agent, &id, &bundle, namespace, &request);
+    match attempt.run(&request).await {
+        Ok((container, exit)) => {
+            let pid = container.init.pid();
+            info!(container = %id, pid, "created");
+            reservation.fill(container.clone());
+            // The event first: whoever gets the answer may start it, and whoever watches may wait.
+            container.perform(&agent, &attempt.actions);
+            container.watch_exit(&agent, exit);
+            Ok(CreateTaskResponse { pid })
+        }
+        Err(error) => {
+            warn!(container = %id, %error, "not created");
+            attempt.undo().await;
+            Err(error)
+        }
+    }
+}
+
+/// One Create, and what it has made so far.
+struct Attempt<'a> {
+    agent: &'a Arc<Agent>,
+    id: ContainerId,
+    record: Record,
+    /// Claimed streams; moved into the container at the end.
+    streams: HashMap<StreamId, Arc<End>>,
+    /// The container, once its process is there.
+    container: Option<Arc<Container>>,
+    actions: Vec<crate::agent::process::lifecycle::Action>,
+}
+
+/// What is done on a thread that may block: config, mounts, cgroup.
+struct OnDisk {
+    bundle: PathBuf,
+    id: ContainerId,
+    planned: Vec<Planned>,
+    cgroup: Cgroup,
+    terminal: bool,
+}
+
+/// What the config says about the launch.
+struct Ready {
+    hook_seconds: u64,
+    allow_vsock: bool,
+    poststart: bool,
+    poststop: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(
+        agent: &'a Arc<Agent>,
+        id: &ContainerId,
+        bundle: &Path,
+        namespace: String,
+        request: &CreateTaskRequest,
+    ) -> Self {
+        let record = Record {
+            id: id.to_string(),
+            namespace,
+            bundle: bundle.to_owned(),
+            places: vec![],
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            request: agent.init.next_request(),
+            poststart: false,
+            poststop: false,
+            started: false,
+            exit: None,
+        };
+        let (streams, actions) = (HashMap::new(), vec![]);
+        Self { agent, id: id.clone(), record, streams, container: None, actions }
+    }
+
+    async fn run(
+        &mut self,
+        request: &CreateTaskRequest,
+    ) -> Result<(Arc<Container>, ExitSlot), RpcError> {
+        // First, so that an undo knows which streams were meant for this container.
+        let uris = self.uris()?;
+        let options = options(request.options.as_ref())?;
+        refuse_unbuilt(request)?;
+        check_bundle(&self.record.bundle)?;
+        let planned = plan(&request.rootfs).map_err(|error| RpcError::invalid(&error))?;
+        self.record.places = make::places(&planned);
+        let directory = self.agent.dirs.container(&self.id);
+        record::make_directory(&directory).map_err(|error| RpcError::failed(&error))?;
+        let counters = Counters::open(&directory).map_err(|error| RpcError::failed(&error))?;
+        self.save()?;
+        self.claim(&uris)?;
+        let ready = self.prepare_disk(planned).await?;
+        (self.record.poststart, self.record.poststop) = (ready.poststart, ready.poststop);
+        if ready.poststart || ready.poststop {
+            self.save()?;
+        }
+        let ends = uris.open(&self.streams).map_err(|error| RpcError::failed(&error))?;
+        let owner = Owner { uid: options.io_uid, gid: options.io_gid };
+        let (pipes, fds) = uris.make_pipes(owner).map_err(|error| RpcError::failed(&error))?;
+        keep_pipes(self.agent, &self.id, &pipes).await.map_err(|e| RpcError::failed(&e))?;
+        let mut launched = self.launch(&options, &ready, fds).await?;
+        let exit = launched.exit.clone();
+        let container = self.container(request.rootfs.clone(), directory, counters, &mut launched);
+        container.init.set_launched(launched);
+        container
+            .move_stdio(self.agent, std::mem::take(&mut self.streams), ends, pipes)
+            .map_err(|error| RpcError::Failed(format!("set up stdio: {error}")))?;
+        Ok((container, exit))
+    }
+
+    fn uris(&self) -> Result<Uris, RpcError> {
+        Uris::parse(&self.record.stdin, &self.record.stdout, &self.record.stderr)
+    }
+
+    fn save(&self) -> Result<(), RpcError> {
+        let directory = self.agent.dirs.container(&self.id);
+        self.record.save(&directory).map_err(|error| RpcError::failed(&error))
+    }
+
+    fn claim(&mut self, uris: &Uris) -> Result<(), RpcError> {
+        for id in uris.streams() {
+            let end = self.agent.streams.claim(&id);
+            let end = end.ok_or_else(|| RpcError::NoStream(id.to_string()))?;
+            self.streams.insert(id, end);
+        }
+        Ok(())
+    }
+
+    async fn prepare_disk(&self, planned: Vec<Planned>) -> Result<Ready, RpcError> {
+        let work = OnDisk {
+            bundle: self.record.bundle.clone(),
+            id: self.id.clone(),
+            planned,
+            cgroup: Cgroup::at(self.agent.dirs.cgroup(&self.id)),
+            terminal: self.record.terminal,
+        };
+        tokio::task::spawn_blocking(move || work.run())
+            .await
+            .map_err(|error| RpcError::Failed(format!("defect in the agent: {error}")))?
+    }
+
+    async fn launch(
+        &self,
+        options: &Options,
+        ready: &Ready,
+        fds: ProcessFds,
+    ) -> Result<Launched, RpcError> {
+        let launch = Launch {
+            target: Target { container: self.id.to_string(), exec: String::new() },
+            fds: fds.iter().map(|(role, _)| *role).collect(),
+            deadline_ms: self.agent.launch_deadline_ms(ready.hook_seconds),
+            job: Job::Create {
+                bundle: self.record.bundle.display().to_string(),
+                no_pivot: options.no_pivot_root,
+                no_new_keyring: options.no_new_keyring,
+                allow_vsock: ready.allow_vsock,
+                terminal: false,
+            },
+        };
+        let borrowed: Vec<_> = fds.iter().map(|(_, fd)| std::os::fd::AsFd::as_fd(fd)).collect();
+        let outcome = self.agent.init.launch(self.record.request, launch, &borrowed).await;
+        match outcome.map_err(|error| RpcError::failed(&error))? {
+            Outcome::Launched(launched) => Ok(launched),
+            Outcome::Failed(error) => Err(RpcError::Runtime(error.reason)),
+            Outcome::Done => Err(RpcError::Runtime("init launched no process".to_owned())),
+        }
+    }
+
+    fn container(
+        &mut self,
+        rootfs: Vec<Mount>,
+        directory: PathBuf,
+        counters: Counters,
+        launched: &mut Launched,
+    ) -> Arc<Container> {
+        let container = Arc::new(Container::new(
+            self.id.clone(),
+            self.record.clone(),
+            rootfs,
+            directory,
+            Cgroup::at(self.agent.dirs.cgroup(&self.id)),
+            Process::new(counters),
+        ));
+        self.actions = container.init.note(Event::Launched { pid: launched.pid });
+        self.container = Some(container.clone());
+        container
+    }
+
+    /// Removes everything that was made, and everything that the host prepared for this container.
+    async fn undo(self) {
+        let Self { agent, id, record, mut streams, container, .. } = self;
+        let mut process = None;
+        if let Some(container) = container {
+            container.end_tasks().await;
+            streams.extend(container.take_streams());
+            process = container.init.handle();
+        }
+        if let Ok(uris) = Uris::parse(&record.stdin, &record.stdout, &record.stderr) {
+            for id in uris.streams() {
+                if let Some(end) = agent.streams.claim(&id) {
+                    streams.insert(id, end);
+                }
+            }
+        }
+        let remains = Remains { id: id.clone(), record, streams, process };
+        if let Err(error) = cleanup::remove(agent, remains).await {
+            warn!(container = %id, error = %chain(&error), "a failed create leaves something");
+        }
+    }
+}
+
+impl OnDisk {
+    fn run(self) -> Result<Ready, RpcError> {
+        let runtime = |error: &dyn std::error::Error| RpcError::Runtime(chain(error));
+        let mounted = !self.planned.is_empty();
+        let prepared =
+            spec::read(&self.bundle, self.id.as_str(), mounted).map_err(|e| runtime(&e))?;
+        for warning in &prepared.warnings {
+            warn!(container = %self.id, "config: {warning}");
+        }
+        if self.terminal || prepared.terminal() {
+            return Err(RpcError::Unimplemented("a terminal".to_owned()));
+        }
+        spec::write(&self.bundle, &prepared).map_err(|error| runtime(&error))?;
+        make::make(&self.bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
+        let writes = match &prepared.resources {
+            Some(resources) => apply::plan(resources).map_err(|error| runtime(&error))?,
+            None => vec![],
+        };
+        self.cgroup.create().map_err(|error| runtime(&error))?;
+        apply::apply(self.cgroup.path(), &writes).map_err(|error| runtime(&error))?;
+        Ok(Ready {
+            hook_seconds: prepared.hook_seconds,
+            allow_vsock: prepared.allow_vsock,
+            poststart: prepared.poststart,
+            poststop: prepared.poststop,
+        })
+    }
+}
+
+fn options(any: Option<&Any>) -> Result<Options, RpcError> {
+    let Some(any) = any.filter(|any| !any.type_url.is_empty()) else {
+        return Ok(Options::default());
+    };
+    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    if name != RUNC_OPTIONS {
+        warn!(kind = name, "runtime options of an unknown type are ignored");
+        return Ok(Options::default());
+    }
+    Options::decode(&*any.value).map_err(|error| RpcError::invalid(&error))
+}
+
+fn refuse_unbuilt(request: &CreateTaskRequest) -> Result<(), RpcError> {
+    if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
+        return Err(RpcError::Unimplemented("create from a checkpoint".to_owned()));
+    }
+    if request.terminal {
+        return Err(RpcError::Unimplemented("a terminal".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_bundle(bundle: &Path) -> Result<(), RpcError> {
+    let up = bundle.components().any(|part| part == Component::ParentDir);
+    if !bundle.is_absolute() || up {
+        let path = bundle.display();
+        return Err(RpcError::Invalid(format!(
+            "bundle {path:?} is not an absolute path without `..`"
+        )));
+    }
+    Ok(())
+}

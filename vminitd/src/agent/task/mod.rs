@@ -1,0 +1,33 @@
+//! containerd's Task API: an RPC a file.
+//!
+//! [`service`] routes calls to `create`, `start` and so on, under both of the API's versions.
+//! [`container`] and [`process`] are what they work on, found in [`table`]; [`record`] is what of
+//! them outlives the agent, [`restore`] rebuilds them from it; [`cleanup`] removes what a container
+//! leaves, for Delete, for a Create that failed, and for one whose agent died.
+
+pub mod cleanup;
+pub mod close_io;
+pub mod connect;
+pub mod container;
+pub mod create;
+pub mod delete;
+pub mod kill;
+pub mod pause;
+pub mod pids;
+pub mod process;
+pub mod record;
+pub mod restore;
+pub mod service;
+pub mod shutdown;
+pub mod start;
+pub mod state;
+pub mod table;
+pub mod update;
+pub mod wait;
+
+use crate::agent::errors::RpcError;
+
+/// Execs are still to come: every exec's id is unknown.
+fn no_execs(exec: &str) -> Result<(), RpcError> {
+    if exec.is_empty() { Ok(()) } else { Err(RpcError::NoProcess { exec: exec.to_owned() }) }
+}

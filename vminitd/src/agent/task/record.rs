@@ -1,0 +1,228 @@
+//! What of a container outlives the agent: a file that is replaced as a whole, and a page of
+//! counters.
+//!
+//! Owns: `<containers>/<id>/`, from before anything else of a container is made until nothing else
+//! of it is left.
+//! Promises: a record is the old one or the new one, never half of either; an exit that was saved
+//! is found by the next agent.
+//! Never: holds what init knows better (whether a launch succeeded, the pid) or what the kernel
+//! knows (what is mounted).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::process::lifecycle::Exited;
+use crate::agent::stdio::output::Counter;
+use crate::link::message::RequestId;
+use crate::sys::numbers::Numbers;
+
+/// What the next agent needs to know of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its id.
+    pub id: String,
+    /// The namespace of the request that made it.
+    pub namespace: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Where its rootfs mounts are, below the bundle, in the order in which they are made.
+    pub places: Vec<PathBuf>,
+    /// As requested.
+    pub stdin: String,
+    /// As requested.
+    pub stdout: String,
+    /// As requested.
+    pub stderr: String,
+    /// As requested.
+    pub terminal: bool,
+    /// The request under which init was asked to launch it.
+    pub request: RequestId,
+    /// Whether start needs libcontainer.
+    pub poststart: bool,
+    /// Whether delete needs libcontainer.
+    pub poststop: bool,
+    /// It was told to start, or is about to be: telling it twice does no harm.
+    pub started: bool,
+    /// How its init ended, and the pid it had.
+    pub exit: Option<(u32, Exited)>,
+}
+
+/// A record could not be saved or read: the state's tmpfs is full, or broken.
+#[derive(Debug, thiserror::Error)]
+#[error("{verb} {path}")]
+pub struct RecordError {
+    /// What was tried.
+    pub verb: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// The kernel's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+const FILE: &str = "task.json";
+const NEW_FILE: &str = "task.json.new";
+const NUMBERS: &str = "numbers";
+
+impl Record {
+    /// Puts it in place of the one before.
+    pub fn save(&self, directory: &Path) -> Result<(), RecordError> {
+        let (path, new) = (directory.join(FILE), directory.join(NEW_FILE));
+        let failed = |source| RecordError { verb: "save", path: path.clone(), source };
+        let json = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
+        fs::write(&new, json).and_then(|()| fs::rename(&new, &path)).map_err(failed)
+    }
+
+    /// The last one saved.
+    pub fn load(directory: &Path) -> Result<Self, RecordError> {
+        let path = directory.join(FILE);
+        let failed = |source| RecordError { verb: "read", path: path.clone(), source };
+        let json = fs::read(&path).map_err(failed)?;
+        serde_json::from_slice(&json).map_err(|error| failed(error.into()))
+    }
+}
+
+/// Makes the directory for a new container's record.
+pub fn make_directory(directory: &Path) -> Result<(), RecordError> {
+    fs::create_dir_all(directory).map_err(|source| RecordError {
+        verb: "make",
+        path: directory.to_owned(),
+        source,
+    })
+}
+
+/// Removes a record. One that is not there is fine.
+pub fn remove_directory(directory: &Path) -> Result<(), RecordError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(|source| RecordError {
+            verb: "remove",
+            path: directory.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// A process's counters.
+#[derive(Clone, Debug)]
+pub struct Counters(Arc<Numbers>);
+
+/// What a counter of a process counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Bytes that have left the pipe of stdout.
+    Stdout,
+    /// Bytes that have left the pipe of stderr.
+    Stderr,
+    /// Of these, what had when the exit was published.
+    StdoutAtExit,
+    /// The same of stderr.
+    StderrAtExit,
+}
+
+/// An event that is published once in a process's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Once {
+    /// TaskCreate.
+    Create,
+    /// TaskStart.
+    Start,
+    /// TaskExit.
+    Exit,
+}
+
+impl Counters {
+    /// Those in the container's directory; new ones are 0.
+    pub fn open(directory: &Path) -> Result<Self, RecordError> {
+        let path = directory.join(NUMBERS);
+        let numbers =
+            Numbers::open(&path).map_err(|source| RecordError { verb: "open", path, source })?;
+        Ok(Self(Arc::new(numbers)))
+    }
+
+    /// One of the counters.
+    pub fn get(&self, count: Count) -> &AtomicU64 {
+        self.0.get(count as usize)
+    }
+
+    /// One of the counters, to be counted with.
+    pub fn counter(&self, count: Count) -> Arc<dyn Counter> {
+        Arc::new(OneOf { counters: self.clone(), count })
+    }
+
+    /// Whether the event was published before, by this agent or an earlier one; from now on it was.
+    pub fn was_published(&self, event: Once) -> bool {
+        self.0.get(PUBLISHED + event as usize).swap(1, Relaxed) != 0
+    }
+}
+
+/// Index of the first of the marks behind the counters.
+const PUBLISHED: usize = 16;
+
+struct OneOf {
+    counters: Counters,
+    count: Count,
+}
+
+impl Counter for OneOf {
+    fn bytes(&self) -> &AtomicU64 {
+        self.counters.get(self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub fn record() -> Record {
+        Record {
+            id: "c1".into(),
+            namespace: "default".into(),
+            bundle: "/run/bundles/c1".into(),
+            places: vec!["mounts/0".into(), "rootfs".into()],
+            stdin: String::new(),
+            stdout: "stream://c1-out".into(),
+            stderr: String::new(),
+            terminal: false,
+            request: 7,
+            poststart: false,
+            poststop: true,
+            started: true,
+            exit: Some((42, Exited { status: 137, seconds: 1, nanos: 2 })),
+        }
+    }
+
+    #[test]
+    fn record_is_read_as_it_was_saved_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = dir.path().join("c1");
+        make_directory(&directory).unwrap();
+        let first = Record { exit: None, ..record() };
+        first.save(&directory).unwrap();
+        record().save(&directory).unwrap();
+        assert_eq!(Record::load(&directory).unwrap(), record());
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "no half-written file is left");
+        remove_directory(&directory).unwrap();
+        remove_directory(&directory).unwrap();
+    }
+
+    #[test]
+    fn counters_and_marks_outlive_their_opening() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Counters::open(dir.path()).unwrap();
+        first.counter(Count::Stderr).bytes().fetch_add(5, Relaxed);
+        assert!(!first.was_published(Once::Start));
+        drop(first);
+        let second = Counters::open(dir.path()).unwrap();
+        assert_eq!(second.get(Count::Stderr).load(Relaxed), 5);
+        assert_eq!(second.get(Count::Stdout).load(Relaxed), 0);
+        assert!(second.was_published(Once::Start));
+        assert!(!second.was_published(Once::Exit));
+    }
+}

@@ -1,0 +1,213 @@
+//! The Task service, version 2 and version 3: one set of calls under two names.
+//!
+//! Promises: calls that change something run to their end, calls that look or wait end with their
+//! connection; an exec's or container's own errors come from the calls, nothing is decided here.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ttrpc::r#async::TtrpcContext;
+use vminitd_protocol::pb::containerd::task::v3::{
+    CheckpointTaskRequest, CloseIoRequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+    UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use vminitd_protocol::pb::containerd::task::{v2, v3};
+use vminitd_protocol::pb::google::protobuf::Empty;
+
+use super::{
+    close_io, connect, create, delete, kill, pause, pids, shutdown, start, state, update, wait,
+};
+use crate::agent::Agent;
+use crate::agent::errors::RpcError;
+use crate::agent::server::body::{to_its_end, with_its_call};
+use crate::agent::server::connection::Services;
+
+/// containerd's name for the namespace in a call's metadata.
+const NAMESPACE: &str = "containerd-namespace-ttrpc";
+
+/// The service, under both names.
+pub fn services(agent: &Arc<Agent>) -> Services {
+    let mut services = v3::create_task(Arc::new(TaskService(agent.clone())));
+    services.extend(v2::create_task(Arc::new(TaskService(agent.clone()))));
+    services
+}
+
+struct TaskService(Arc<Agent>);
+
+impl TaskService {
+    fn namespace(&self, context: &TtrpcContext) -> String {
+        let given = context.metadata.get(NAMESPACE).and_then(|values| values.first());
+        given.map_or(self.0.profile.default_namespace, String::as_str).to_owned()
+    }
+}
+
+/// A body that does not wait.
+async fn at_once<T>(result: Result<T, RpcError>) -> Result<T, RpcError> {
+    result
+}
+
+fn empty(result: Result<(), RpcError>) -> Result<Empty, RpcError> {
+    result.map(|()| Empty {})
+}
+
+macro_rules! serve {
+    ($version:ident) => {
+        #[async_trait]
+        impl $version::Task for TaskService {
+            async fn state(
+                &self,
+                _: &TtrpcContext,
+                request: StateRequest,
+            ) -> ttrpc::Result<StateResponse> {
+                let agent = self.0.clone();
+                with_its_call(async move { state::state(&agent, &request) }).await
+            }
+
+            async fn create(
+                &self,
+                context: &TtrpcContext,
+                request: CreateTaskRequest,
+            ) -> ttrpc::Result<CreateTaskResponse> {
+                let namespace = self.namespace(context);
+                to_its_end(create::create(self.0.clone(), namespace, request)).await
+            }
+
+            async fn start(
+                &self,
+                _: &TtrpcContext,
+                request: StartRequest,
+            ) -> ttrpc::Result<StartResponse> {
+                to_its_end(start::start(self.0.clone(), request)).await
+            }
+
+            async fn delete(
+                &self,
+                _: &TtrpcContext,
+                request: DeleteRequest,
+            ) -> ttrpc::Result<DeleteResponse> {
+                to_its_end(delete::delete(self.0.clone(), request)).await
+            }
+
+            async fn pids(
+                &self,
+                _: &TtrpcContext,
+                request: PidsRequest,
+            ) -> ttrpc::Result<PidsResponse> {
+                let agent = self.0.clone();
+                with_its_call(async move { pids::pids(&agent, &request) }).await
+            }
+
+            async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+                let agent = self.0.clone();
+                to_its_end(async move { empty(pause::pause(agent, request).await) }).await
+            }
+
+            async fn resume(
+                &self,
+                _: &TtrpcContext,
+                request: ResumeRequest,
+            ) -> ttrpc::Result<Empty> {
+                let agent = self.0.clone();
+                to_its_end(async move { empty(pause::resume(agent, request).await) }).await
+            }
+
+            async fn checkpoint(
+                &self,
+                _: &TtrpcContext,
+                request: CheckpointTaskRequest,
+            ) -> ttrpc::Result<Empty> {
+                let known = self.0.tasks.get(&request.id).map(drop);
+                let refusal = RpcError::Unimplemented(
+                    "checkpoint: a process in a VM is saved with its VM".to_owned(),
+                );
+                with_its_call(at_once(known.and(Err(refusal)))).await
+            }
+
+            async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+                let agent = self.0.clone();
+                to_its_end(async move { empty(kill::kill(&agent, &request)) }).await
+            }
+
+            async fn exec(
+                &self,
+                _: &TtrpcContext,
+                request: ExecProcessRequest,
+            ) -> ttrpc::Result<Empty> {
+                let known = self.0.tasks.get(&request.id).map(drop);
+                let refusal = RpcError::Unimplemented("exec".to_owned());
+                with_its_call(at_once(known.and(Err(refusal)))).await
+            }
+
+            async fn resize_pty(
+                &self,
+                _: &TtrpcContext,
+                request: ResizePtyRequest,
+            ) -> ttrpc::Result<Empty> {
+                // Without a terminal there is nothing to resize, which is no error; with one there
+                // is no container yet.
+                let known = self.0.tasks.get(&request.id).map(|_| Empty {});
+                let process = super::no_execs(&request.exec_id);
+                with_its_call(at_once(known.and_then(|done| process.map(|()| done)))).await
+            }
+
+            async fn close_io(
+                &self,
+                _: &TtrpcContext,
+                request: CloseIoRequest,
+            ) -> ttrpc::Result<Empty> {
+                let agent = self.0.clone();
+                to_its_end(async move { empty(close_io::close_io(&agent, &request)) }).await
+            }
+
+            async fn update(
+                &self,
+                _: &TtrpcContext,
+                request: UpdateTaskRequest,
+            ) -> ttrpc::Result<Empty> {
+                let agent = self.0.clone();
+                to_its_end(async move { empty(update::update(agent, request).await) }).await
+            }
+
+            async fn wait(
+                &self,
+                _: &TtrpcContext,
+                request: WaitRequest,
+            ) -> ttrpc::Result<WaitResponse> {
+                with_its_call(wait::wait(self.0.clone(), request)).await
+            }
+
+            async fn stats(
+                &self,
+                _: &TtrpcContext,
+                request: StatsRequest,
+            ) -> ttrpc::Result<StatsResponse> {
+                let known = self.0.tasks.get(&request.id).map(drop);
+                let refusal = RpcError::Unimplemented("stats".to_owned());
+                with_its_call(at_once(known.and(Err(refusal)))).await
+            }
+
+            async fn connect(
+                &self,
+                _: &TtrpcContext,
+                request: ConnectRequest,
+            ) -> ttrpc::Result<ConnectResponse> {
+                let agent = self.0.clone();
+                with_its_call(async move { Ok(connect::connect(&agent, &request)) }).await
+            }
+
+            async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+                let agent = self.0.clone();
+                let shutdown = async move {
+                    shutdown::shutdown(&agent);
+                    Ok(Empty {})
+                };
+                to_its_end(shutdown).await
+            }
+        }
+    };
+}
+serve!(v2);
+serve!(v3);

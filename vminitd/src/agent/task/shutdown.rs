@@ -1,0 +1,13 @@
+//! `Task.Shutdown`: nothing while there are containers, else the end of the VM.
+
+use std::sync::Arc;
+
+use crate::agent::Agent;
+use crate::agent::power;
+
+/// The call.
+pub fn shutdown(agent: &Arc<Agent>) {
+    if agent.tasks.is_empty() {
+        power::begin(agent, false, "the last task is gone (Task.Shutdown)");
+    }
+}
