@@ -61,10 +61,10 @@ pub fn remove_leftovers(bundles: &Path) {
     for entry in std::fs::read_dir(bundles).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(UNFINISHED) || name.starts_with(DOOMED) {
-            if let Err(error) = remove_tree(&entry.path()) {
-                warn!(error = %crate::agent::errors::chain(&error), "a bundle's remains stay");
-            }
+        if (name.starts_with(UNFINISHED) || name.starts_with(DOOMED))
+            && let Err(error) = remove_tree(&entry.path())
+        {
+            warn!(error = %crate::agent::errors::chain(&error), "a bundle's remains stay");
         }
     }
 }

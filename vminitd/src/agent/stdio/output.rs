@@ -44,11 +44,12 @@ impl Sink {
     }
 
     fn done(&self) {
-        if self.feeders.fetch_sub(1, Ordering::Relaxed) == 1 && self.socket {
-            if let Err(error) = shutdown_write(self.end.as_fd()) {
-                // ENOTCONN is not an error there; whatever else it is, the host is gone.
-                debug!(%error, "half-close of a stream failed");
-            }
+        if self.feeders.fetch_sub(1, Ordering::Relaxed) == 1
+            && self.socket
+            && let Err(error) = shutdown_write(self.end.as_fd())
+        {
+            // ENOTCONN is not an error there; whatever else it is, the host is gone.
+            debug!(%error, "half-close of a stream failed");
         }
     }
 }

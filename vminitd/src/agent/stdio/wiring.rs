@@ -101,10 +101,10 @@ impl Uris {
     pub fn streams(&self) -> Vec<StreamId> {
         let mut ids = Vec::new();
         for uri in [&self.stdin, &self.stdout, &self.stderr] {
-            if let Uri::Stream(id) = uri {
-                if !ids.contains(id) {
-                    ids.push(id.clone());
-                }
+            if let Uri::Stream(id) = uri
+                && !ids.contains(id)
+            {
+                ids.push(id.clone());
             }
         }
         ids

@@ -173,10 +173,10 @@ impl Container {
             let exited = Exited { status: exit.status, seconds, nanos };
             container.exited(&agent, exited);
             // Not recorded is not acknowledged: init tells the next agent again.
-            if container.record().exit.is_some() {
-                if let Err(error) = agent.init.recorded(exit.number).await {
-                    warn!(container = %container.id, %error, "exit not acknowledged");
-                }
+            if container.record().exit.is_some()
+                && let Err(error) = agent.init.recorded(exit.number).await
+            {
+                warn!(container = %container.id, %error, "exit not acknowledged");
             }
         });
     }
@@ -184,10 +184,10 @@ impl Container {
     /// The init has exited.
     pub fn exited(self: &Arc<Self>, agent: &Arc<Agent>, exited: Exited) {
         let pid = self.init.pid();
-        if self.record().exit.is_none() {
-            if let Err(error) = self.update_record(|record| record.exit = Some((pid, exited))) {
-                error!(container = %self.id, error = %chain(&error), "exit not recorded");
-            }
+        if self.record().exit.is_none()
+            && let Err(error) = self.update_record(|record| record.exit = Some((pid, exited)))
+        {
+            error!(container = %self.id, error = %chain(&error), "exit not recorded");
         }
         info!(container = %self.id, pid, status = exited.status, "exited");
         let actions = self.init.note(Event::Exited(exited));

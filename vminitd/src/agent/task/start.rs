@@ -52,10 +52,10 @@ async fn send(agent: &Arc<Agent>, container: &Arc<Container>) -> Result<(), RpcE
         notify(agent, container)
             .map_err(|error| RpcError::Failed(format!("start the container's process: {error}")))
     };
-    if sent.is_err() {
-        if let Err(error) = container.update_record(|record| record.started = false) {
-            warn!(container = %container.id, error = %chain(&error), "record not mended");
-        }
+    if sent.is_err()
+        && let Err(error) = container.update_record(|record| record.started = false)
+    {
+        warn!(container = %container.id, error = %chain(&error), "record not mended");
     }
     sent
 }

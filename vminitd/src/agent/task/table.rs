@@ -93,10 +93,10 @@ impl Table {
 impl Reservation {
     /// The container is there.
     pub fn fill(mut self, container: Arc<Container>) {
-        if let Some(id) = self.id.take() {
-            if let Some(slot) = lock(&self.table.inner).slots.get_mut(&id) {
-                slot.container = Some(container);
-            }
+        if let Some(id) = self.id.take()
+            && let Some(slot) = lock(&self.table.inner).slots.get_mut(&id)
+        {
+            slot.container = Some(container);
         }
     }
 }
