@@ -10,6 +10,9 @@ use crate::vm::{Cmdline, CmdlineError, Description};
 /// What QEMU may not do once it runs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
+/// Devices of the machine's own that nothing of ours uses: less for a guest to reach, and for a kernel to look at.
+const ABSENT_DEVICES: &str = "sata=off,smbus=off,usb=off,i8042=off,vmport=off";
+
 /// What the kernel is told first: where its console is, that a panic ends the VM, and to keep boot messages that are
 /// no warnings to itself, since each byte on an emulated serial line costs microseconds.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
@@ -86,7 +89,7 @@ impl Args {
         self.flag("-name", vm.name().as_str());
         self.flag("-accel", accelerator);
         self.flag("-cpu", cpu);
-        self.flag("-machine", "q35,memory-backend=mem0");
+        self.flag("-machine", format!("q35,memory-backend=mem0,{}", ABSENT_DEVICES));
         self.flag("-m", format!("{memory}M"));
         // Shared, because the vsock device and virtiofsd read and write it.
         self.flag("-object", format!("memory-backend-memfd,id=mem0,size={memory}M,share=on"));

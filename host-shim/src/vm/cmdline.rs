@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use crate::limits::{MAX_CMDLINE_BYTES, MAX_DRIVER_CMDLINE_BYTES};
 
-/// What the guest is told at boot. Built word by word; [`Cmdline::to_string`] is the text.
+/// What the guest is told at boot. Built word by word; its `Display` is the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cmdline {
     kernel: Vec<String>,

@@ -143,7 +143,7 @@ impl Vmm {
         let OpenFiles(mut fds) = files;
         fds.push(console);
         let start = pb::Start { protocol: PROTOCOL, vm: Some(vm.into()) };
-        match self.ask("start", pb::request::Kind::Start(start), fds).await? {
+        match self.ask(pb::request::Kind::Start(start), fds).await? {
             Answer { kind: pb::reply::Kind::Started(started), .. } => {
                 let pb::Started { accelerator, accelerator_reason, pid } = started;
                 Ok(Started { accelerator, accelerator_reason, pid })
@@ -154,10 +154,7 @@ impl Vmm {
 
     /// Dials `port` of the guest, once.
     pub async fn connect(&self, port: u32) -> Result<GuestStream, VmmError> {
-        match self
-            .ask("connect", pb::request::Kind::Connect(pb::Connect { port }), Vec::new())
-            .await?
-        {
+        match self.ask(pb::request::Kind::Connect(pb::Connect { port }), Vec::new()).await? {
             Answer { stream: Some(stream), .. } => Ok(stream),
             _ => Err(VmmError::Answer { request: "connect" }),
         }
@@ -165,19 +162,17 @@ impl Vmm {
 
     /// Asks the guest to power off, as a button on the case would.
     pub async fn power_button(&self) -> Result<(), VmmError> {
-        self.ask("power button", pb::request::Kind::PowerButton(pb::PowerButton {}), Vec::new())
-            .await
-            .map(drop)
+        self.ask(pb::request::Kind::PowerButton(pb::PowerButton {}), Vec::new()).await.map(drop)
     }
 
     /// Ends the VM without asking the guest, but with what its disks hold written back.
     pub async fn stop(&self) -> Result<(), VmmError> {
-        self.ask("stop", pb::request::Kind::Stop(pb::Stop {}), Vec::new()).await.map(drop)
+        self.ask(pb::request::Kind::Stop(pb::Stop {}), Vec::new()).await.map(drop)
     }
 
     /// Ends the VM now.
     pub async fn kill(&self) -> Result<(), VmmError> {
-        self.ask("kill", pb::request::Kind::Kill(pb::Kill {}), Vec::new()).await.map(drop)
+        self.ask(pb::request::Kind::Kill(pb::Kill {}), Vec::new()).await.map(drop)
     }
 
     /// Waits for the VM's end.
@@ -206,12 +201,7 @@ impl Vmm {
         self.exit.borrow().clone()
     }
 
-    async fn ask(
-        &self,
-        name: &'static str,
-        kind: pb::request::Kind,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Answer, VmmError> {
+    async fn ask(&self, kind: pb::request::Kind, fds: Vec<OwnedFd>) -> Result<Answer, VmmError> {
         let Some(answer) = self.line.ask(kind, fds) else {
             return Err(VmmError::Ended(self.exited().await));
         };
@@ -220,9 +210,7 @@ impl Vmm {
                 Err(VmmError::Refused { code: error.code(), text: error.text })
             }
             Ok(answer) => Ok(answer),
-            Err(_) if self.exit().is_none() && !self.reader.is_finished() => {
-                Err(VmmError::Answer { request: name })
-            }
+            // Nobody can answer any more: the exit is known, or about to be.
             Err(_) => Err(VmmError::Ended(self.exited().await)),
         }
     }

@@ -3,29 +3,23 @@
 //! How it proves its point: each test boots the guest kernel without anything to run, so that it panics, and mostly
 //! with `panic=0`, so that it then stays. Processes are found by their parents in /proc, before and after the blow.
 //! Needs `VMINITD_DIST` (`./dev test` sets it): a directory with `share/vminitd/x86_64/vmlinux` and
-//! `libexec/vminitd/virtiofsd`.
+//! `libexec/vminitd/virtiofsd`; and `VMINITD_TEST_GUEST`, the directory of the guest's test programs.
 
 #![cfg(target_os = "linux")]
 
+mod peer;
+mod vm;
+
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use host_shim::machine::{
-    BootError, BootOptions, ConnectError, ExitReason, Exited, Machine, console_tail,
-};
-use host_shim::vm::{Accelerator, Cmdline, Description, Draft, Share};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
+use host_shim::machine::{BootOptions, ConnectError, ExitReason, Exited, Machine};
+use host_shim::vm::{Accelerator, Description, Draft, Share};
 use tokio::time::timeout;
-
-/// For whatever takes a second on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+use vm::{PATIENCE, Process, Vm, assert_all_gone, boot, chain, draft, run};
 
 /// A kernel that has panicked and stays.
 const STAYS: &str = "rdinit=/nothing panic=0";
@@ -117,10 +111,13 @@ fn a_vminit_vmm_that_is_killed_is_told_and_takes_all_along() {
 
 #[test]
 fn an_owner_that_is_killed_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
     // The owner is this test program once more, in the part of `owner_to_be_killed`.
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "owner_to_be_killed", "--nocapture"])
         .env(OWNER_VARIABLE, "1")
+        // What it makes for itself, and cannot remove when it is killed, is removed with ours.
+        .env("TMPDIR", directory.path())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -297,179 +294,6 @@ fn the_program_tells_who_starts_it() {
     assert!(!output.status.success());
 }
 
-/// A VM whose kernel is at work.
-struct Vm {
-    machine: Machine,
-    /// vminit-vmm and all below it.
-    processes: Vec<Process>,
-    directory: TempDir,
-}
-
-impl Vm {
-    /// Boots, and waits until the kernel has printed something, which takes all processes.
-    async fn boot(cmdline: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let machine = boot(&directory, draft(&directory, cmdline))
-            .await
-            .unwrap_or_else(|e| panic!("{}", chain(&e)));
-        let until = Instant::now() + PATIENCE;
-        while machine.console_tail(1).is_empty() {
-            assert!(Instant::now() < until, "nothing on the console");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let processes = family(machine.vmm_pid());
-        Self { machine, processes, directory }
-    }
-
-    async fn exited(&self) -> Exited {
-        let exited = timeout(PATIENCE, self.machine.exited()).await;
-        exited.unwrap_or_else(|_| {
-            panic!("no end; console: {:?}", console_tail(self.machine.console_path(), 5))
-        })
-    }
-
-    fn kill(&self, name: &str) {
-        let process = self.processes.iter().find(|process| process.name.starts_with(name));
-        let process = process.unwrap_or_else(|| panic!("no {name} in {:?}", self.processes));
-        kill(Pid::from_raw(process.pid), Signal::SIGKILL).unwrap();
-    }
-
-    fn assert_gone(&self) {
-        assert_all_gone(&self.processes);
-    }
-}
-
-async fn boot(directory: &TempDir, draft: Draft) -> Result<Machine, BootError> {
-    let options = BootOptions { vmm: installed(), console: directory.path().join("console.log") };
-    Machine::boot(Description::try_from(draft).unwrap(), options).await
-}
-
-fn draft(directory: &TempDir, cmdline: &str) -> Draft {
-    let shared = directory.path().join("shared");
-    fs::create_dir_all(&shared).unwrap();
-    // Something to boot from, with nothing in it: an archive's end.
-    let initramfs = directory.path().join("shared/initramfs");
-    let trailer = format!("070701{}{}TRAILER!!!\0\0\0\0", "0".repeat(88), "0000000B00000000");
-    fs::write(&initramfs, trailer).unwrap();
-    Draft {
-        name: "vmm-process".parse().unwrap(),
-        kernel: dist().join("share/vminitd/x86_64/vmlinux"),
-        initramfs: Some(initramfs),
-        cmdline: cmdline.parse::<Cmdline>().unwrap(),
-        memory: "128M".parse().unwrap(),
-        cpus: 1,
-        guest_cid: Default::default(),
-        guest_dials: Default::default(),
-        disks: Vec::new(),
-        shares: vec![Share { tag: "shared".parse().unwrap(), path: shared, read_only: true }],
-        accelerator: Default::default(),
-    }
-}
-
-fn dist() -> PathBuf {
-    let dist = std::env::var_os("VMINITD_DIST").map(PathBuf::from);
-    let dist = dist.expect(
-        "VMINITD_DIST is not set: run `./dev test`, or `./dev build` and VMINITD_DIST=$PWD/dist",
-    );
-    assert!(dist.is_absolute(), "VMINITD_DIST={dist:?} is no absolute path");
-    assert!(
-        dist.join("share/vminitd/x86_64/vmlinux").is_file(),
-        "no guest kernel in {dist:?}: run `./dev build`"
-    );
-    dist
-}
-
-/// The vminit-vmm under test, in a directory as it is installed: it finds virtiofsd by its own place.
-fn installed() -> PathBuf {
-    let built = Path::new(env!("CARGO_BIN_EXE_vminit-vmm"));
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed");
-    let (bin, libexec) = (root.join("bin"), root.join("libexec/vminitd"));
-    fs::create_dir_all(&bin).unwrap();
-    fs::create_dir_all(&libexec).unwrap();
-    let program = bin.join("vminit-vmm");
-    let inode = |path: &Path| fs::metadata(path).map(|file| file.ino()).ok();
-    // By name and rename, since other tests, and the owner that is one, do the same.
-    let place = |make: &dyn Fn(&Path) -> io::Result<()>, target: &Path| {
-        let temporary = tempfile::tempdir_in(&root).unwrap();
-        make(&temporary.path().join("new")).unwrap();
-        fs::rename(temporary.path().join("new"), target).unwrap();
-    };
-    if inode(&program) != inode(built) {
-        place(&|new| fs::hard_link(built, new), &program);
-    }
-    let virtiofsd = dist().join("libexec/vminitd/virtiofsd");
-    assert!(virtiofsd.is_file(), "no virtiofsd at {virtiofsd:?}: run `./dev build`");
-    if fs::read_link(libexec.join("virtiofsd")).ok() != Some(virtiofsd.clone()) {
-        place(&|new| std::os::unix::fs::symlink(&virtiofsd, new), &libexec.join("virtiofsd"));
-    }
-    program
-}
-
 fn exited(reason: ExitReason, detail: &str) -> Exited {
     Exited { reason, detail: detail.to_owned() }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {}", chain(cause)),
-        None => error.to_string(),
-    }
-}
-
-fn run(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
-}
-
-/// A process, told from a later one with the same pid by when it was started.
-#[derive(Clone, Debug, PartialEq)]
-struct Process {
-    pid: i32,
-    name: String,
-    started: String,
-}
-
-impl Process {
-    fn of(pid: i32) -> Self {
-        Self::find(pid).expect("a running process").0
-    }
-
-    /// The process and its parent; none when it is gone or a zombie.
-    fn find(pid: i32) -> Option<(Self, i32)> {
-        let stat =
-            fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
-        let fields: Vec<&str> = rest.split(' ').collect();
-        let process = Self { pid, name: name.to_owned(), started: fields[19].to_owned() };
-        (fields[0] != "Z").then_some((process, fields[1].parse().ok()?))
-    }
-}
-
-/// A process and all below it.
-fn family(root: u32) -> Vec<Process> {
-    let pids = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-    let all: Vec<(Process, i32)> = pids.filter_map(Process::find).collect();
-    let mut found = vec![Process::of(root.cast_signed())];
-    let mut next = 0;
-    while next < found.len() {
-        let parent = found[next].pid;
-        found
-            .extend(all.iter().filter(|(_, of)| *of == parent).map(|(process, _)| process.clone()));
-        next += 1;
-    }
-    found
-}
-
-fn assert_all_gone(processes: &[Process]) {
-    let left = || {
-        processes
-            .iter()
-            .filter(|process| Process::find(process.pid).is_some_and(|(p, _)| p == **process))
-    };
-    let until = Instant::now() + Duration::from_secs(10);
-    while left().next().is_some() {
-        assert!(Instant::now() < until, "left behind: {:?}", left().collect::<Vec<_>>());
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
