@@ -118,6 +118,13 @@ impl Engine {
         }
     }
 
+    /// The device ends: whoever waits for the guest's answer is told so.
+    pub fn dismiss_dialers(&mut self) {
+        for id in self.table.ids() {
+            drop(self.table.get(id).and_then(|entry| entry.driver.reply.take()));
+        }
+    }
+
     /// The guest's driver was reset or the VM has ended: every connection ends, after the host has what was sent.
     pub fn handle_guest_gone(&mut self) {
         for id in self.table.ids() {
@@ -499,7 +506,7 @@ fn gather<'m>(
     let mut buffers: Vec<Buffer<'m>> = Vec::new();
     let mut pieces = Vec::new();
     let mut room = 0;
-    while room < limit {
+    while room < limit && pieces.len() < MAX_PIECES_PER_CALL {
         let buffer = if buffers.is_empty() {
             next_buffer(memory, rx, 1)?
         } else {
@@ -516,10 +523,6 @@ fn gather<'m>(
         };
         let Some(mut buffer) = buffer else { break };
         buffer.room = buffer.room.split_front((limit - room).min(MAX_PAYLOAD_BYTES as usize));
-        if !buffers.is_empty() && pieces.len() + buffer.room.pieces().len() > MAX_PIECES_PER_CALL {
-            rx.put_back(1);
-            break;
-        }
         room += buffer.room.len();
         pieces.extend_from_slice(buffer.room.pieces());
         buffers.push(buffer);
@@ -565,3 +568,6 @@ impl<'m> Buffer<'m> {
         (head, buffer)
     }
 }
+
+#[cfg(test)]
+mod tests;

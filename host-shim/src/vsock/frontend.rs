@@ -410,3 +410,47 @@ impl VhostUserBackendReqHandlerMut for Frontend {
         unsupported("migration: not offered")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_ends_after_eight_bytes() {
+        let mut frontend = Frontend::new(3);
+        let mut read =
+            |offset, size| frontend.get_config(offset, size, VhostUserConfigFlags::empty());
+        assert_eq!(read(0, 8).unwrap(), [3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(read(8, 0).unwrap(), []);
+        for (offset, size) in [(0, 9), (8, 1), (u32::MAX, 1), (1, u32::MAX), (9, 0)] {
+            assert!(read(offset, size).is_err(), "{size} bytes at {offset}");
+        }
+    }
+
+    #[test]
+    fn places_outside_of_what_was_shared_are_refused() {
+        let mut frontend = Frontend::new(3);
+        frontend.regions = vec![Region { vmm: 0x1000, guest: u64::MAX - 0xff, bytes: 0x1000 }];
+        assert_eq!(frontend.guest_address(0x1010).unwrap(), u64::MAX - 0xef);
+        for address in [0, 0xfff, 0x1100, 0x2000, u64::MAX] {
+            assert!(frontend.guest_address(address).is_err(), "{address:x}");
+        }
+        assert!(
+            frontend
+                .set_vring_addr(3, VhostUserVringAddrFlags::empty(), 0x1000, 0x1000, 0x1000, 0)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn ring_sizes_are_those_of_a_split_ring() {
+        let mut frontend = Frontend::new(3);
+        for entries in [1, 128, 1024] {
+            frontend.set_vring_num(0, entries).unwrap();
+        }
+        for entries in [0, 3, 2048, 65_536 + 128] {
+            assert!(frontend.set_vring_num(0, entries).is_err(), "{entries}");
+        }
+        assert!(frontend.set_vring_base(0, 65_536).is_err());
+    }
+}

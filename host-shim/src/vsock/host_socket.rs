@@ -222,3 +222,71 @@ impl Backlog {
         self.bytes.shrink_to(IDLE_BACKLOG_BYTES);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vsock::driver_model::{Driver, MEMORY_BYTES};
+    use crate::vsock::limits::GUEST_CREDIT_BYTES;
+    use proptest::prelude::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use vm_memory::{Bytes, GuestAddress};
+
+    fn scatter(driver: &Driver, from: usize, count: usize) -> Scatter<'_> {
+        Scatter::new_for_test(&driver.memory, from as u64, count as u32)
+    }
+
+    #[test]
+    fn a_pair_is_closed_without_an_error_even_with_bytes_unread() {
+        let (ours, theirs) = HostSocket::pair().unwrap();
+        let mut theirs = UnixStream::from(theirs);
+        std::io::Write::write_all(&mut theirs, b"unread").unwrap();
+        ours.close();
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 50, ..ProptestConfig::default() })]
+
+        #[test]
+        fn bytes_leave_in_the_order_in_which_they_came(
+            steps in proptest::collection::vec((1usize..200_000, 0usize..200_000), 1..40),
+        ) {
+            let driver = Driver::anonymous();
+            let noise: Vec<u8> = (0..MEMORY_BYTES).map(|place| (place ^ place >> 8 ^ place >> 16) as u8).collect();
+            driver.memory.write_slice(&noise, GuestAddress(0)).unwrap();
+            let (mut ours, theirs) = HostSocket::pair().unwrap();
+            let mut theirs = UnixStream::from(theirs);
+            theirs.set_nonblocking(true).unwrap();
+            let (mut given, mut taken, mut read) = (0, 0, 0);
+            for (give, want) in steps {
+                let credit = GUEST_CREDIT_BYTES as usize - (given - taken);
+                let give = give.min(MEMORY_BYTES - given).min(credit);
+                let Taken::Bytes(some) = ours.give(scatter(&driver, given, give)) else { panic!("the host is here") };
+                given += give;
+                taken += some as usize;
+                let mut chunk = vec![0; want];
+                if let Ok(count) = theirs.read(&mut chunk) {
+                    prop_assert!(chunk[..count] == noise[read..read + count]);
+                    read += count;
+                }
+                ours.set_writable();
+                let Taken::Bytes(some) = ours.flush() else { panic!("the host is here") };
+                taken += some as usize;
+                prop_assert_eq!(given - taken, ours.backlog.bytes().len());
+                prop_assert!(ours.backlog.bytes.len() <= 2 * GUEST_CREDIT_BYTES as usize);
+            }
+            while read < given {
+                let mut chunk = vec![0; 100_000];
+                if let Ok(count) = theirs.read(&mut chunk) {
+                    prop_assert!(chunk[..count] == noise[read..read + count]);
+                    read += count;
+                }
+                ours.set_writable();
+                ours.flush();
+            }
+            prop_assert!(ours.backlog.bytes.capacity() <= IDLE_BACKLOG_BYTES);
+        }
+    }
+}

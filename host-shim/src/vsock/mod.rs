@@ -44,6 +44,9 @@ mod scatter;
 pub mod table;
 mod worker;
 
+#[cfg(test)]
+mod driver_model;
+
 use worker::{Command, Worker};
 
 /// What one device needs to know of its VM.
@@ -261,3 +264,6 @@ impl fmt::Debug for Reply {
         f.write_str("Reply")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -122,6 +122,16 @@ impl<'m> Scatter<'m> {
     }
 }
 
+#[cfg(test)]
+impl<'m> Scatter<'m> {
+    /// One piece.
+    pub fn new_for_test(memory: &'m Memory, address: u64, bytes: u32) -> Scatter<'m> {
+        let descriptor = Descriptor::new(address, bytes, 0, 0);
+        Scatter::collect(memory, std::iter::once(descriptor), Permissions::Read)
+            .expect("a range within memory")
+    }
+}
+
 /// Sends as much of `pieces` as the socket takes without waiting.
 pub fn send(socket: BorrowedFd<'_>, pieces: &[VolatileSlice<'_>]) -> io::Result<usize> {
     let mut vectors = [EMPTY; MAX_PIECES_PER_CALL];

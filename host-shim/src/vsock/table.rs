@@ -246,6 +246,14 @@ impl<D> Table<D> {
     }
 }
 
+#[cfg(test)]
+impl<D> Table<D> {
+    /// Entries in the queue of turns, also of connections that are over.
+    pub(super) fn turns_queued(&self) -> usize {
+        self.turns.len()
+    }
+}
+
 impl<D> Default for Table<D> {
     fn default() -> Self {
         Table::new()

@@ -88,10 +88,11 @@ impl Worker {
         };
         // The VM's memory is needed no more; what the guest sent is here.
         drop(frontend);
-        let reason = match (service.drain(), reason) {
-            (Ok(()), reason) | (Err(_), reason @ GoneReason::Failed(_)) => reason,
-            (Err(error), _) => GoneReason::Failed(error),
-        };
+        if !matches!(reason, GoneReason::Stopped)
+            && let Err(error) = service.drain()
+        {
+            tracing::warn!(%error, "bytes of the guest may not have reached the host");
+        }
         let Service { mut engine, inbox, .. } = service;
         tracing::debug!(?reason, "vsock device ends");
         engine.report(VsockEvent::Gone { reason });
@@ -129,8 +130,8 @@ impl Service {
         loop {
             let seen = self.wait(self.timeout())?;
             let now = Instant::now();
-            let guest_is_up = lock(frontend).running().is_some();
-            if self.obey_commands(guest_is_up, now) == Obeyed::Stop {
+            let guest = if lock(frontend).running().is_some() { Guest::Up } else { Guest::Down };
+            if self.obey_commands(guest, now) == Obeyed::Stop {
                 return Ok(GoneReason::Stopped);
             }
             self.engine.handle_time(now);
@@ -152,12 +153,13 @@ impl Service {
 
     /// After the VMM has gone: waits until the host has taken what the guest had sent.
     fn drain(&mut self) -> Result<(), VsockError> {
+        self.engine.dismiss_dialers();
         self.engine.handle_guest_gone();
         let mut left = self.engine.left();
         let mut deadline = Instant::now() + DRAIN_TIMEOUT;
         while left.0 > 0 && Instant::now() < deadline {
             self.wait(Some(deadline))?;
-            if self.obey_commands(false, Instant::now()) == Obeyed::Stop {
+            if self.obey_commands(Guest::Gone, Instant::now()) == Obeyed::Stop {
                 break;
             }
             let now_left = self.engine.left();
@@ -201,13 +203,14 @@ impl Service {
         Ok(seen)
     }
 
-    fn obey_commands(&mut self, guest_is_up: bool, now: Instant) -> Obeyed {
+    fn obey_commands(&mut self, guest: Guest, now: Instant) -> Obeyed {
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Connect { port, reply }) if guest_is_up => {
-                    self.engine.connect(port, reply, now)
-                }
-                Ok(Command::Connect { reply, .. }) => reply.give(Err(ConnectError::NoGuest)),
+                Ok(Command::Connect { port, reply }) => match guest {
+                    Guest::Up => self.engine.connect(port, reply, now),
+                    Guest::Down => reply.give(Err(ConnectError::NoGuest)),
+                    Guest::Gone => reply.give(Err(ConnectError::DeviceGone)),
+                },
                 Ok(Command::Stop) => return Obeyed::Stop,
                 Err(TryRecvError::Empty) => return Obeyed::All,
                 // The device's handle is kept by the device, whose drop sends `Stop` first.
@@ -298,6 +301,14 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// Whether it can be dialled.
+#[derive(Debug, Clone, Copy)]
+enum Guest {
+    Up,
+    Down,
+    Gone,
 }
 
 /// What was found in the inbox.
