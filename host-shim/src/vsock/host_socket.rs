@@ -231,10 +231,23 @@ mod tests {
     use proptest::prelude::*;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+    use std::sync::OnceLock;
     use vm_memory::{Bytes, GuestAddress};
 
     fn scatter(driver: &Driver, from: usize, count: usize) -> Scatter<'_> {
         Scatter::new_for_test(&driver.memory, from as u64, count as u32)
+    }
+
+    /// Guest memory and what is in it; the bytes follow from their place.
+    fn noise() -> &'static (Driver, Vec<u8>) {
+        static NOISE: OnceLock<(Driver, Vec<u8>)> = OnceLock::new();
+        NOISE.get_or_init(|| {
+            let driver = Driver::anonymous();
+            let bytes: Vec<u8> =
+                (0..MEMORY_BYTES).map(|place| (place ^ place >> 8 ^ place >> 16) as u8).collect();
+            driver.memory.write_slice(&bytes, GuestAddress(0)).unwrap();
+            (driver, bytes)
+        })
     }
 
     #[test]
@@ -253,9 +266,7 @@ mod tests {
         fn bytes_leave_in_the_order_in_which_they_came(
             steps in proptest::collection::vec((1usize..200_000, 0usize..200_000), 1..40),
         ) {
-            let driver = Driver::anonymous();
-            let noise: Vec<u8> = (0..MEMORY_BYTES).map(|place| (place ^ place >> 8 ^ place >> 16) as u8).collect();
-            driver.memory.write_slice(&noise, GuestAddress(0)).unwrap();
+            let (driver, noise) = noise();
             let (mut ours, theirs) = HostSocket::pair().unwrap();
             let mut theirs = UnixStream::from(theirs);
             theirs.set_nonblocking(true).unwrap();
@@ -263,7 +274,7 @@ mod tests {
             for (give, want) in steps {
                 let credit = GUEST_CREDIT_BYTES as usize - (given - taken);
                 let give = give.min(MEMORY_BYTES - given).min(credit);
-                let Taken::Bytes(some) = ours.give(scatter(&driver, given, give)) else { panic!("the host is here") };
+                let Taken::Bytes(some) = ours.give(scatter(driver, given, give)) else { panic!("the host is here") };
                 given += give;
                 taken += some as usize;
                 let mut chunk = vec![0; want];

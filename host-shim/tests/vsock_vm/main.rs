@@ -346,6 +346,8 @@ fn speed_is_measured_beside_a_plain_socket_pair() {
     echoing.join().unwrap();
     let ours = round_trip(&vm.connect(ECHO));
     println!("round trip: {ours:?}, of a plain socket pair {raw:?}");
+    // Far from what it takes, and less than any wait for a timer: a lost wake-up would show.
+    assert!(ours < Duration::from_millis(20), "{ours:?}");
 
     let (ours, theirs) = UnixStream::pair().unwrap();
     let pouring = thread::spawn(move || (&theirs).write_all(&vec![0; 256 * MIB]).unwrap());

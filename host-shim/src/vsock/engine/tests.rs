@@ -666,7 +666,7 @@ fn garbage() -> impl Strategy<Value = Garbage> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
     fn an_honest_guest_and_any_host_get_each_others_bytes(steps in proptest::collection::vec(step(), 0..150)) {
