@@ -37,6 +37,8 @@ pub const LAUNCHER_DEADLINE: Duration = Duration::from_secs(60);
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Pings in a row that an agent may leave unanswered.
 pub const HEARTBEAT_MISSES: u32 = 5;
+/// How long an agent that has closed the link may take to end.
+pub const AGENT_END: Duration = Duration::from_secs(1);
 /// How long the rest of a failed launch may take to die, after SIGKILL.
 pub const CLEANING: Duration = Duration::from_secs(5);
 /// How often it is looked for.

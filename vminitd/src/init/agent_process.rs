@@ -10,11 +10,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use supervisor_monitor::{Action, Event, GaveUp, Monitor, Policy};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
 use super::epitaph::{Moment, remember};
 use super::heartbeat::{Beat, Heartbeat};
-use crate::limits::{AGENT_OOM_SCORE_ADJ, LINK_RETRY};
+use crate::limits::{AGENT_END, AGENT_OOM_SCORE_ADJ, LINK_RETRY};
 use crate::link::message::ToAgent;
 use crate::link::sync::{Link, Received};
 use crate::log;
@@ -53,8 +53,19 @@ struct Process {
     pidfd: OwnedFd,
     link: Link,
     heartbeat: Heartbeat,
-    /// SIGKILL was sent; what it still says is heard, nothing is said to it.
-    killed: bool,
+    /// SIGKILL was sent, and why; what it still says is heard, nothing is said to it.
+    killed: Option<String>,
+    /// The link is broken, and why. Mostly the process is just ending by itself, and then its exit
+    /// tells more than a kill of ours would.
+    broken: Option<String>,
+    /// When it is killed because it has not ended by itself.
+    end_by: Option<Duration>,
+}
+
+impl Process {
+    fn is_listening(&self) -> bool {
+        self.killed.is_none() && self.broken.is_none()
+    }
 }
 
 /// What the loop is to do.
@@ -90,15 +101,15 @@ impl Agent {
 
     /// Whether one runs that is spoken to.
     pub fn is_listening(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| !process.killed)
+        self.process.as_ref().is_some_and(Process::is_listening)
     }
 
     /// Says something to it, if it runs; what it misses, its successor is told.
     pub fn send(&mut self, message: &ToAgent, fds: Vec<Rc<OwnedFd>>) {
-        if let Some(process) = self.process.as_mut().filter(|process| !process.killed)
+        if let Some(process) = self.process.as_mut().filter(|process| process.is_listening())
             && let Err(error) = process.link.send(message, fds)
         {
-            self.kill(&super::chain(&error));
+            process.broken = Some(super::chain(&error));
         }
     }
 
@@ -109,12 +120,13 @@ impl Agent {
         }
     }
 
-    /// Its next message. When it has closed its end it is killed: without the link it is no use.
+    /// Its next message, if there is one.
     pub fn receive(&mut self) -> Option<Received> {
-        match self.process.as_mut()?.link.receive() {
+        let process = self.process.as_mut()?;
+        match process.link.receive() {
             Ok(received) => received,
             Err(error) => {
-                self.kill(&super::chain(&error));
+                process.broken.get_or_insert_with(|| super::chain(&error));
                 None
             }
         }
@@ -122,10 +134,10 @@ impl Agent {
 
     /// Sends what waits for room.
     pub fn flush(&mut self) {
-        if let Some(process) = self.process.as_mut().filter(|process| !process.killed)
+        if let Some(process) = self.process.as_mut().filter(|process| process.is_listening())
             && let Err(error) = process.link.flush()
         {
-            self.kill(&super::chain(&error));
+            process.broken = Some(super::chain(&error));
         }
     }
 
@@ -148,7 +160,9 @@ impl Agent {
     /// Whether it is stopped by a signal, in which case it is killed at once: it would neither
     /// answer nor crash.
     pub fn look_whether_stopped(&mut self) {
-        let Some(process) = self.process.as_ref().filter(|process| !process.killed) else { return };
+        let Some(process) = self.process.as_ref().filter(|process| process.is_listening()) else {
+            return;
+        };
         // An error means that it is no child any more; then it will be reaped as one that ended.
         if wait::is_stopped(process.pid).unwrap_or(false) {
             self.kill("it was stopped by a signal");
@@ -162,13 +176,23 @@ impl Agent {
         if !restart {
             return Vec::new();
         }
-        error!("agent {} {end}", self.generation);
+        match process.killed.as_ref().or(process.broken.as_ref()) {
+            Some(why) => error!("agent {} {end}: {why}", self.generation),
+            None => error!("agent {} {end}", self.generation),
+        }
         self.tell(Event::Exited, now)
     }
 
     /// Looks at the heartbeat and at the restart's time.
     pub fn tick(&mut self, now: Duration) -> Vec<Order> {
-        if let Some(process) = self.process.as_mut().filter(|process| !process.killed) {
+        if let Some(process) = &mut self.process
+            && let Some(why) = &process.broken
+            && now >= *process.end_by.get_or_insert(now + AGENT_END)
+        {
+            let why = why.clone();
+            self.kill(&why);
+        }
+        if let Some(process) = self.process.as_mut().filter(|process| process.is_listening()) {
             if process.link.waits_for_memory() {
                 self.flush();
             }
@@ -191,24 +215,30 @@ impl Agent {
 
     /// When [`Agent::tick`] has something to do.
     pub fn next_tick(&self, now: Duration) -> Option<Duration> {
-        let beat = self.process.as_ref().map(|process| {
-            if process.link.waits_for_memory() { now + LINK_RETRY } else { process.heartbeat.due() }
-        });
+        let beat =
+            self.process.as_ref().filter(|process| process.killed.is_none()).map(|process| {
+                match process.end_by {
+                    Some(end_by) => end_by,
+                    None if process.link.waits_for_memory() => now + LINK_RETRY,
+                    None => process.heartbeat.due(),
+                }
+            });
         [beat, self.monitor.next_timer()].into_iter().flatten().min()
     }
 
     /// What to poll: the link, and whether it waits for room.
     pub fn link(&self) -> Option<(BorrowedFd<'_>, bool)> {
-        let process = self.process.as_ref().filter(|process| !process.killed)?;
+        let process = self.process.as_ref().filter(|process| process.is_listening())?;
         Some((process.link.as_fd(), process.link.waits_for_room()))
     }
 
     /// Kills it; its exit starts the next.
     pub fn kill(&mut self, why: &str) {
-        let Some(process) = self.process.as_mut().filter(|process| !process.killed) else { return };
-        warn!("agent {} is killed: {why}", self.generation);
+        let Some(process) = self.process.as_mut().filter(|process| process.killed.is_none()) else {
+            return;
+        };
         remember(Moment::AgentKilled, process.pid, self.generation);
-        process.killed = true;
+        process.killed = Some(why.to_owned());
         // ESRCH: it has just died.
         let _ = pidfd::send_signal(process.pidfd.as_fd(), libc::SIGKILL);
     }
@@ -259,7 +289,9 @@ impl Agent {
                     pidfd,
                     link: Link::new(ours),
                     heartbeat: Heartbeat::new(now, heartbeat, heartbeat_misses),
-                    killed: false,
+                    killed: None,
+                    broken: None,
+                    end_by: None,
                 });
                 Ok(())
             }

@@ -2,7 +2,7 @@
 //!
 //! The order matters: descriptors first, since a container that waits in `created` would hold a
 //! copy of each (no end of file for other containers' stdin, no SIGPIPE for their stdout). Signal
-//! dispositions need no act: the fork resets handlers, and PID 1 ignores nothing.
+//! dispositions need hardly an act: the fork resets handlers, and PID 1 ignores nothing.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -50,6 +50,8 @@ pub fn perform(job: &Job, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), First
     kept.extend(fds.iter().map(AsRawFd::as_raw_fd));
     descriptors::close_all_but(&mut kept).map_err(FirstActError::Close)?;
     signals::unblock_all();
+    // A hook that ends without reading its standard input must not end the launcher.
+    signals::catch_sigpipe();
     std::fs::write(paths::OWN_OOM_SCORE_ADJ, "0").map_err(FirstActError::OomScore)?;
     umask(Mode::from_bits_truncate(0o022));
     for (resource, soft, hard) in CONTAINER_RLIMITS {

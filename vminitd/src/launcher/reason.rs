@@ -5,6 +5,8 @@
 
 use std::error::Error;
 
+use nix::errno::Errno;
+
 use crate::log;
 
 /// The error with all its causes.
@@ -25,12 +27,41 @@ pub fn with_causes(text: &str) -> String {
 
 fn combine(text: &str, logged: &str) -> String {
     // An exec's error comes through a pipe in pieces of three bytes, of which the last is padded.
-    let mut text = text.replace('\0', "");
+    let mut text = text.replace('\0', "").replace(NOISE, "");
     if let Some(first) = logged.lines().next() {
-        append(&mut text, first);
+        // What it says last is what it adds; the words before may be others for the same thing.
+        let news = first.rsplit(": ").next().unwrap_or(first);
+        if !text.contains(news) {
+            append(&mut text, first);
+        }
+    }
+    // The system's own reason may have been lost on the way but for a debug print.
+    if !text.contains("os error")
+        && errno_in(&text).is_none()
+        && let Some(errno) = logged.lines().find_map(errno_in)
+        && !text.contains(errno.desc())
+    {
+        append(&mut text, &format!("{errno}"));
     }
     text
 }
+
+/// How libcontainer announces each error of the container's init.
+const NOISE: &str = "exec process failed with error error in executing process : ";
+
+/// The first error number that the text has by name.
+fn errno_in(text: &str) -> Option<Errno> {
+    let is_part = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    text.split(|character| !is_part(character))
+        .filter(|word| word.len() >= 3 && word.starts_with('E'))
+        .find_map(|word| {
+            let all = (1..=LAST_ERRNO).map(Errno::from_raw);
+            all.into_iter().find(|errno| format!("{errno:?}") == word)
+        })
+}
+
+/// EHWPOISON, the last in asm-generic/errno.h.
+const LAST_ERRNO: i32 = 133;
 
 /// Adds a cause, unless its effect has said it already.
 fn append(text: &mut String, cause: &str) {
@@ -62,5 +93,13 @@ mod tests {
     fn what_a_child_logged_first_is_the_cause() {
         assert_eq!(combine("no root\0\0", "EPERM\nno root err=EPERM\n"), "no root: EPERM");
         assert_eq!(combine("no root", ""), "no root");
+        assert_eq!(combine("create: x failed", "cannot create: x failed"), "create: x failed");
+    }
+
+    #[test]
+    fn error_number_is_found_in_a_debug_print() {
+        let logged = "mount Y { name: \"EXEC\" }: syscall\nno root err=Mount(Nix(ENODEV))\n";
+        let told = r#"no root: mount Y { name: "EXEC" }: syscall: ENODEV: No such device"#;
+        assert_eq!(combine("no root", logged), told);
     }
 }

@@ -60,6 +60,16 @@ pub fn ignore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
+/// Makes SIGPIPE harmless for this process only: writing to a closed pipe is an error, and an exec
+/// gives the signal its default action back, which it would not do to an ignored one.
+pub fn catch_sigpipe() {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler is a function of the right type, which does nothing and so is
+    // async-signal-safe.
+    unsafe { libc::signal(libc::SIGPIPE, handler as libc::sighandler_t) };
+}
+
 fn set_mask(full: bool) {
     // SAFETY: sigset_t is plain data that sigfillset or sigemptyset initialises; the call cannot
     // fail with a valid `how`.
