@@ -7,12 +7,6 @@
 #
 # Prints the directory with `vmlinux` (stripped ELF, booted through PVH) and `config` on stdout, everything else on stderr.
 # The directory is named after a hash of all that goes in; it appears whole or not at all, and two runs at once build once.
-#
-# Why INIT_ON_ALLOC_DEFAULT_ON is more than hardening: QEMU's TCG keeps its translation of a guest page until the *guest* writes to that
-# page. virtiofsd and other vhost-user devices write from another process, unseen. A page that held code, was freed and then filled by
-# virtiofsd with other code would run the old code: programs on a share crashed at random. Zeroing each page as it is allocated is a
-# write by the guest. With KVM `init_on_alloc=0` on the kernel's command line is safe.
-#
 # VMINITD_LINUX_TARBALL names another source (linux-6.12.*.tar.*) where apt has no linux-source-6.12.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
