@@ -28,6 +28,8 @@ pub const KMSG: &str = "/dev/kmsg";
 pub const PRINTK_DEVKMSG: &str = "/proc/sys/kernel/printk_devkmsg";
 /// The kernel's console log levels; the first figure counts.
 pub const PRINTK: &str = "/proc/sys/kernel/printk";
+/// Whether RCU grace periods are as short as can be.
+pub const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 /// The kernel command line.
 pub const CMDLINE: &str = "/proc/cmdline";
 

@@ -87,6 +87,7 @@ fn boot(arguments: &[String], mut stamps: Stamps) -> Result<Booted, BootError> {
     }
 
     mounts::mount_rest()?;
+    settings::expedite_rcu();
     cgroup::set_up()?;
     settings::own_process();
     settings::system(&config.hostname);

@@ -35,6 +35,15 @@ pub fn lift_log_limit() {
     }
 }
 
+/// Makes the kernel's RCU grace periods short for this VM's life. Mounting cgroup2 with
+/// `favordynmods` alone waits for one, 27 of the 31 ms from our entry to serving; a container's
+/// life has some more.
+pub fn expedite_rcu() {
+    if let Err(error) = std::fs::write(paths::RCU_EXPEDITED, "1\n") {
+        warn!("set {}: {error}", paths::RCU_EXPEDITED);
+    }
+}
+
 /// Environment, umask and limits of PID 1 and the agent.
 pub fn own_process() {
     environment::replace(paths::ENVIRONMENT);
