@@ -118,6 +118,13 @@ impl Engine {
         }
     }
 
+    /// Tries again to hand the host what it has not taken, though no event said that it would.
+    pub fn retry_host(&mut self, now: Instant) {
+        for id in self.table.ids() {
+            self.handle_host_event(id, EpollFlags::EPOLLOUT, now);
+        }
+    }
+
     /// The device ends: whoever waits for the guest's answer is told so.
     pub fn dismiss_dialers(&mut self) {
         for id in self.table.ids() {
@@ -380,8 +387,7 @@ impl Engine {
             (Order::EndReading, Some(socket)) => socket.end_reading(),
             (Order::Close, socket) => {
                 if let Some(socket) = socket.take() {
-                    // Its descriptor is closed next, which would also do.
-                    let _ = self.poller.delete(socket.as_fd());
+                    // This also ends the watch: there is no other descriptor of it.
                     socket.close();
                 }
             }

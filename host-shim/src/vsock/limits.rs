@@ -48,6 +48,10 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 /// After the guest is gone: how long the last bytes that it sent may wait without the host taking any of them.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often, meanwhile, a write is tried that no event asked for: a Unix socket reports room only when three quarters
+/// of its buffer are free, and a host may read slowly.
+pub const DRAIN_RETRY: Duration = Duration::from_secs(1);
+
 /// Bytes of socket buffer asked for on each end of a connection's socket pair (the kernel doubles it for its own
 /// bookkeeping, and caps it at `net.core.wmem_max`).
 pub const HOST_SOCKET_BYTES: usize = 256 * 1024;

@@ -150,6 +150,13 @@ impl Ring {
         }
     }
 
+    /// Buffers taken and not given back, for a ring that was set up at zero; in any case a number that taking raises and
+    /// giving back lowers.
+    #[cfg(test)]
+    pub fn outstanding(&self) -> u16 {
+        self.queue.next_avail().wrapping_sub(self.queue.next_used())
+    }
+
     /// Entries that it has.
     pub fn size(&self) -> u16 {
         self.queue.size()

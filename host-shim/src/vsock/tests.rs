@@ -24,6 +24,9 @@ const LISTED: u32 = 9000;
 /// For what happens in microseconds, on a machine that is busy with something else.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Packets of 64 KiB: some stay in the backlog, and none exceeds the credit.
+const MORE_THAN_A_SOCKET_HOLDS: usize = 10;
+
 /// A VMM with a guest.
 struct Vmm {
     frontend: Frontend,
@@ -297,12 +300,11 @@ fn packets_without_a_kick_are_read_before_the_rings_stop() {
 fn the_device_stays_until_the_host_has_the_last_bytes() {
     let mut vmm = Vmm::running(3);
     let (ports, stream) = vmm.dialed(1);
-    // More than a socket's buffer holds.
-    for _ in 0..10 {
+    for _ in 0..MORE_THAN_A_SOCKET_HOLDS {
         vmm.send(5, ports, &[1; 65536]);
         vmm.driver.received();
     }
-    let sent = 10 * 65536;
+    let sent = MORE_THAN_A_SOCKET_HOLDS * 65536;
     let Vmm { frontend, events, device, .. } = vmm;
     drop(frontend);
     assert!(events.recv_timeout(Duration::from_millis(300)).is_err(), "it has bytes left");
@@ -346,12 +348,25 @@ fn memory_that_shrinks_below_the_rings_stops_them() {
 }
 
 #[test]
+fn a_disabled_ring_is_left_alone() {
+    let mut vmm = Vmm::running(3);
+    let (ports, stream) = vmm.dialed(1);
+    vmm.frontend.set_vring_enable(1, false).unwrap();
+    vmm.put(5, ports, b"later");
+    vmm.kicks[1].write(1).unwrap();
+    assert!(matches!(vmm.dial(1).recv_timeout(PATIENCE).unwrap(), Err(ConnectError::NoGuest)));
+    assert_eq!(vmm.driver.reclaim(), 0);
+    vmm.frontend.set_vring_enable(1, true).unwrap();
+    assert_eq!(read(&stream, 5), b"later");
+}
+
+#[test]
 fn a_device_that_waits_uses_no_processor() {
     // The thread is found by its name, so the address must be no other test's.
     let mut vmm = Vmm::running(77_001);
     let (ports, full) = vmm.dialed(1);
     // The host does not read.
-    for _ in 0..10 {
+    for _ in 0..MORE_THAN_A_SOCKET_HOLDS {
         vmm.send(5, ports, &[1; 65536]);
         vmm.driver.received();
     }
@@ -424,6 +439,57 @@ fn dialers_are_answered_when_the_device_ends() {
     let (sender, answer) = channel();
     handle.connect(1, move |result| drop(sender.send(result)));
     assert!(matches!(answer.recv_timeout(PATIENCE).unwrap(), Err(ConnectError::DeviceGone)));
+}
+
+#[test]
+fn dialers_are_answered_when_the_vmm_ends() {
+    let mut vmm = Vmm::running(3);
+    let waiting = vmm.dial(1);
+    assert_eq!(vmm.got()[0].0.op, 1);
+    drop(vmm.frontend);
+    assert!(matches!(waiting.recv_timeout(PATIENCE).unwrap(), Err(ConnectError::DeviceGone)));
+}
+
+#[test]
+fn a_dial_that_is_not_answered_fails_in_its_time() {
+    let mut vmm = Vmm::running(3);
+    let begin = Instant::now();
+    let waiting = vmm.dial(1);
+    assert_eq!(vmm.got()[0].0.op, 1);
+    let answer = waiting.recv_timeout(limits::DIAL_TIMEOUT + PATIENCE).unwrap();
+    assert!(matches!(answer, Err(ConnectError::Timeout { port: 1 })));
+    assert!(begin.elapsed() >= limits::DIAL_TIMEOUT);
+    assert_eq!(vmm.got()[0].0.op, 3);
+}
+
+#[test]
+fn the_device_stays_for_a_host_that_reads_slowly_and_not_for_one_that_does_not() {
+    let mut vmm = Vmm::running(3);
+    let ((fast, slow), (other, dead)) = (vmm.dialed(1), vmm.dialed(2));
+    for ports in [fast, other] {
+        for _ in 0..MORE_THAN_A_SOCKET_HOLDS {
+            vmm.send(5, ports, &[1; 65536]);
+            vmm.driver.received();
+        }
+    }
+    let Vmm { frontend, events, device, .. } = vmm;
+    drop(frontend);
+    let begin = Instant::now();
+    // Slow: a bit, and the rest when it would have been given up on without that.
+    let mut got = 300_000;
+    thread::sleep(limits::DRAIN_TIMEOUT * 2 / 3);
+    assert_eq!(read(&slow, got).len(), got);
+    thread::sleep(limits::DRAIN_TIMEOUT * 2 / 3);
+    while let Ok(count @ 1..) = (&slow).read(&mut [0; 65536]) {
+        got += count;
+    }
+    assert_eq!(got, MORE_THAN_A_SOCKET_HOLDS * 65536);
+    assert!(matches!(
+        events.recv_timeout(limits::DRAIN_TIMEOUT + PATIENCE).unwrap(),
+        VsockEvent::Gone { .. }
+    ));
+    assert!(begin.elapsed() > limits::DRAIN_TIMEOUT * 3 / 2, "the slow one's reading counts");
+    drop((dead, device));
 }
 
 proptest! {

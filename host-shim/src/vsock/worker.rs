@@ -17,7 +17,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::engine::{Engine, Round};
 use super::frontend::{Frontend, RX};
-use super::limits::{DRAIN_TIMEOUT, MAX_QUEUE_ENTRIES, ROUND_PACKETS};
+use super::limits::{DRAIN_RETRY, DRAIN_TIMEOUT, MAX_QUEUE_ENTRIES, ROUND_PACKETS};
 use super::ring::{BrokenRing, Position};
 use super::table::ConnectionId;
 use super::{Config, ConnectError, GoneReason, Reply, VsockError, VsockEvent};
@@ -158,10 +158,12 @@ impl Service {
         let mut left = self.engine.left();
         let mut deadline = Instant::now() + DRAIN_TIMEOUT;
         while left.0 > 0 && Instant::now() < deadline {
-            self.wait(Some(deadline))?;
-            if self.obey_commands(Guest::Gone, Instant::now()) == Obeyed::Stop {
+            self.wait(Some(deadline.min(Instant::now() + DRAIN_RETRY)))?;
+            let now = Instant::now();
+            if self.obey_commands(Guest::Gone, now) == Obeyed::Stop {
                 break;
             }
+            self.engine.retry_host(now);
             let now_left = self.engine.left();
             if now_left != left {
                 deadline = Instant::now() + DRAIN_TIMEOUT;

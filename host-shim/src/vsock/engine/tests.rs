@@ -56,6 +56,7 @@ impl Bench {
 
     /// What the worker does in one pass of its loop.
     fn pass(&mut self) -> Result<[Round; 2], BrokenRing> {
+        let outstanding: Vec<_> = self.rings.iter().map(Ring::outstanding).collect();
         let mut events = [EpollEvent::empty(); 64];
         let count = self.poller.wait(&mut events, EpollTimeout::ZERO).unwrap();
         for event in &events[..count] {
@@ -68,6 +69,8 @@ impl Bench {
         for ring in &mut self.rings {
             ring.wants_signal(&self.driver.memory)?;
         }
+        let now: Vec<_> = self.rings.iter().map(Ring::outstanding).collect();
+        assert_eq!(outstanding, now, "buffers that the guest will never see again");
         Ok([read, written])
     }
 
@@ -331,20 +334,6 @@ fn a_receive_buffer_that_will_not_do_is_given_back_and_the_next_is_used() {
 }
 
 #[test]
-fn buffers_that_were_not_filled_are_filled_later() {
-    let mut bench = Bench::with_buffers();
-    let (_, mut stream) = bench.dialed(1);
-    for byte in 0..200 {
-        stream.write_all(&[byte]).unwrap();
-        let packets = bench.got();
-        assert_eq!(
-            packets.iter().map(|(_, payload)| payload.as_slice()).collect::<Vec<_>>(),
-            [[byte]]
-        );
-    }
-}
-
-#[test]
 fn a_guest_without_credit_is_asked_for_it_and_its_bytes_come_then() {
     let mut bench = Bench::with_buffers();
     let ports = Ports { guest: 1, host: LISTED };
@@ -367,8 +356,11 @@ fn a_guest_without_credit_is_asked_for_it_and_its_bytes_come_then() {
 
 #[test]
 fn a_guest_that_dials_and_resets_all_the_time_leaves_nothing() {
-    // No buffers: the answer to each dial stays in the queue.
+    // No buffers: the answer to each dial stays in the queue, behind that to the first.
     let mut bench = Bench::new();
+    let first = Ports { guest: u32::MAX, host: LISTED };
+    bench.send(1, first, &[]);
+    assert!(bench.events.try_recv().is_ok());
     for guest in 0..3 * MAX_GUEST_DIALED as u32 {
         for op in [1, 3] {
             assert!(bench.driver.send(&header(op, Ports { guest, host: LISTED }, 0), &[]));
@@ -378,7 +370,7 @@ fn a_guest_that_dials_and_resets_all_the_time_leaves_nothing() {
         assert!(bench.events.try_recv().is_ok(), "dial {guest} is one too many");
         assert!(bench.engine.table.turns_queued() < 100);
     }
-    assert_eq!(bench.engine.left().0, 0);
+    assert_eq!(bench.engine.left().0, 1);
 }
 
 #[test]
