@@ -41,6 +41,7 @@ struct Flags {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    end_with_any_thread();
     match drive(flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -48,6 +49,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A thread that panics would leave a process that looks alive and serves its guest or its owner by halves. Its end is
+/// something that both notice.
+fn end_with_any_thread() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
 }
 
 fn drive(flags: Flags) -> io::Result<()> {

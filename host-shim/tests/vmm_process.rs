@@ -7,7 +7,9 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "vmm_process/peer.rs"]
 mod peer;
+#[path = "vmm_process/vm.rs"]
 mod vm;
 
 use std::fs;
@@ -24,8 +26,8 @@ use vm::{PATIENCE, Process, Vm, assert_all_gone, boot, chain, draft, run};
 /// A kernel that has panicked and stays.
 const STAYS: &str = "rdinit=/nothing panic=0";
 
-/// A kernel that panics and restarts, which ends the VM.
-const PANICS: &str = "rdinit=/nothing";
+/// A kernel that panics and, after two seconds to look at the VM, restarts, which ends it.
+const PANICS: &str = "rdinit=/nothing panic=2";
 
 #[test]
 fn a_guest_that_panics_ends_the_vm_with_its_reason() {
