@@ -132,6 +132,8 @@ pub struct Running<'vm> {
     /// The container.
     pub task: Task<'vm>,
     waiting: JoinHandle<ttrpc::Result<WaitResponse>>,
+    /// Wait's answer, once it has come.
+    answer: Option<WaitResponse>,
 }
 
 /// How it ended.
@@ -258,7 +260,7 @@ impl<'vm> Task<'vm> {
         let waiting = tokio::spawn(async move { task.wait(unlimited(), &request).await });
         let request = StartRequest { id: self.id.clone(), ..Default::default() };
         self.vm.guest().task().start(unlimited(), &request).await?;
-        Ok(Running { task: self, waiting })
+        Ok(Running { task: self, waiting, answer: None })
     }
 
     /// State.
@@ -308,11 +310,16 @@ impl<'vm> Task<'vm> {
 impl Running<'_> {
     /// Waits for the exit, for [`PATIENCE_S`] at most.
     pub async fn exit(&mut self) -> WaitResponse {
+        if let Some(answer) = &self.answer {
+            return answer.clone();
+        }
         let answer = timeout(Duration::from_secs(PATIENCE_S), &mut self.waiting).await;
         let answer = answer
             .unwrap_or_else(|_| panic!("{}: no exit", self.task.id))
             .expect("Wait does not panic");
-        answer.unwrap_or_else(|error| panic!("wait of {}: {error}", self.task.id))
+        let answer = answer.unwrap_or_else(|error| panic!("wait of {}: {error}", self.task.id));
+        self.answer = Some(answer.clone());
+        answer
     }
 
     /// Waits for the exit, deletes, and collects the output.

@@ -26,7 +26,10 @@ mod tests {
             if state == "kept" && promise.tests.is_empty() {
                 wrong.push(format!("{}: kept by nothing", promise.number));
             }
-            let broken = promise.tests.iter().filter_map(|test| Some(format!("{}: {}", promise.number, missing(test)?)));
+            let broken = promise
+                .tests
+                .iter()
+                .filter_map(|test| Some(format!("{}: {}", promise.number, missing(test)?)));
             wrong.extend(broken);
         }
         assert!(wrong.is_empty(), "docs/promises.md:\n  {}", wrong.join("\n  "));
@@ -59,10 +62,14 @@ mod tests {
             return Some(format!("{test}: there is no {}", file.display()));
         };
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        let Some(at) = lines.iter().position(|line| line.starts_with(&format!("fn {name}("))) else {
+        let Some(at) = lines.iter().position(|line| line.starts_with(&format!("fn {name}(")))
+        else {
             return Some(format!("{test}: there is no such test"));
         };
-        let attributes = lines[..at].iter().rev().take_while(|line| line.starts_with("#[") || line.starts_with("//"));
+        let attributes = lines[..at]
+            .iter()
+            .rev()
+            .take_while(|line| line.starts_with("#[") || line.starts_with("//"));
         let attributes: Vec<_> = attributes.collect();
         let runs = attributes.iter().any(|line| **line == "#[test]") || text.contains("proptest!");
         let ignored = attributes.iter().any(|line| line.starts_with("#[ignore"));
