@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use host_shim::machine::{ConnectError, Dial, ExitReason};
 use host_shim::vm::Draft;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::vm::{PATIENCE, Vm, draft, run};
+use crate::vm::{PATIENCE, Vm, draft, run, test_guest};
 
 /// The host's ports that the guest may dial: it is up, and one for the test.
 const READY_PORT: u32 = 9000;
@@ -135,12 +135,7 @@ async fn peer() -> (Vm, mpsc::Receiver<Dial>) {
 }
 
 fn pack(directory: &TempDir) -> PathBuf {
-    let programs = std::env::var_os("VMINITD_TEST_GUEST").expect(
-        "VMINITD_TEST_GUEST names the directory of the guest's test programs; `./dev test` sets it",
-    );
-    let program = Path::new(&programs).join("vsock-peer");
-    let tree = initramfs::Tree::with_init(&program)
-        .unwrap_or_else(|error| panic!("{error}; `./dev test` builds it"));
+    let tree = initramfs::Tree::with_init(&test_guest("vsock-peer")).unwrap();
     let path = directory.path().join("initramfs");
     initramfs::newc::write(&tree, &mut File::create(&path).unwrap()).unwrap();
     path

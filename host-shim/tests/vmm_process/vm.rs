@@ -110,6 +110,16 @@ pub fn dist() -> PathBuf {
     dist
 }
 
+/// A program for the inside of a VM.
+pub fn test_guest(name: &str) -> PathBuf {
+    let programs = std::env::var_os("VMINITD_TEST_GUEST").expect(
+        "VMINITD_TEST_GUEST names the directory of the guest's test programs; `./dev test` sets it",
+    );
+    let program = Path::new(&programs).join(name);
+    assert!(program.is_file(), "no program {program:?}: `./dev test` builds it");
+    program
+}
+
 /// The vminit-vmm under test, in a directory as it is installed: it finds virtiofsd by its own place.
 pub fn installed() -> PathBuf {
     let built = Path::new(env!("CARGO_BIN_EXE_vminit-vmm"));
