@@ -231,7 +231,18 @@ impl DriverRing {
         memory.store(index, GuestAddress(self.addresses()[1] + 2), Ordering::Release).unwrap();
     }
 
-    fn used_index(&self, memory: &Memory) -> u16 {
+    /// With EVENT_IDX: asks for no interrupt until that many more buffers have come back.
+    pub fn defer_interrupt(&self, memory: &Memory, buffers: u16) {
+        let event = self.next_used.wrapping_add(buffers - 1);
+        memory.store(event, GuestAddress(self.used_event()), Ordering::SeqCst).unwrap();
+    }
+
+    fn used_event(&self) -> u64 {
+        self.addresses()[1] + 4 + u64::from(ENTRIES) * 2
+    }
+
+    /// The device's index in the used ring.
+    pub fn used_index(&self, memory: &Memory) -> u16 {
         memory.load(GuestAddress(self.addresses()[2] + 2), Ordering::Acquire).unwrap()
     }
 
@@ -239,8 +250,9 @@ impl DriverRing {
     fn reclaim(&mut self, memory: &Memory) -> Option<(Chain, u32)> {
         if self.used_index(memory) == self.next_used {
             // With EVENT_IDX: the next one is to be announced by an interrupt, unless it is there already.
-            let used_event = self.addresses()[1] + 4 + u64::from(ENTRIES) * 2;
-            memory.store(self.next_used, GuestAddress(used_event), Ordering::SeqCst).unwrap();
+            memory
+                .store(self.next_used, GuestAddress(self.used_event()), Ordering::SeqCst)
+                .unwrap();
             fence(Ordering::SeqCst);
             if self.used_index(memory) == self.next_used {
                 return None;

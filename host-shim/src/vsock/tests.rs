@@ -348,6 +348,26 @@ fn memory_that_shrinks_below_the_rings_stops_them() {
 }
 
 #[test]
+fn the_guest_is_interrupted_only_when_it_wants_to_be() {
+    let mut vmm = Vmm::running(3);
+    let (ports, mut stream) = vmm.dialed(1);
+    vmm.driver.received();
+    let begin = vmm.driver.rx.used_index(&vmm.driver.memory);
+    vmm.driver.rx.defer_interrupt(&vmm.driver.memory, 3);
+    for number in 1..=3 {
+        assert!(vmm.calls[0].read().is_err(), "after {} packets", number - 1);
+        stream.write_all(b"x").unwrap();
+        until("the packet comes", || {
+            vmm.driver.rx.used_index(&vmm.driver.memory) == begin + number
+        });
+    }
+    until("an interrupt", || vmm.calls[0].read().is_ok());
+    // Without news there is none, whatever else happens.
+    vmm.send(6, ports, &[]);
+    assert!(vmm.calls[0].read().is_err());
+}
+
+#[test]
 fn a_disabled_ring_is_left_alone() {
     let mut vmm = Vmm::running(3);
     let (ports, stream) = vmm.dialed(1);

@@ -118,6 +118,7 @@ fn a_host_that_is_gone_is_told_to_the_guest_and_its_bytes_are_dropped() {
     assert_eq!(connection.backlog(), 0);
     assert_eq!(packets(&mut connection), [shutdown(true, false)]);
     assert_eq!(connection.handle_packet(&packet(Op::Data, 7, plenty()), now), Payload::Drop);
+    assert_eq!(connection.credit_to_tell().fwd_cnt, 14, "what is dropped has left the buffer");
     connection.handle_host_done(now);
     assert_eq!(packets(&mut connection), [Op::Shutdown(Shutdown::BOTH)]);
     assert_eq!(orders(&mut connection), [Order::Close]);

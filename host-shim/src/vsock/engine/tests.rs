@@ -385,6 +385,18 @@ fn rings_that_lie_break_and_do_not_wedge() {
 }
 
 #[test]
+fn a_ring_without_news_asks_for_no_interrupt() {
+    let mut bench = Bench::with_buffers();
+    let [rx, _] = &mut bench.rings;
+    assert!(!rx.wants_signal(&bench.driver.memory).unwrap());
+    drop(bench.connect(1));
+    let [rx, _] = &mut bench.rings;
+    bench.engine.write_packets(&bench.driver.memory, rx, bench.now).unwrap();
+    assert!(rx.wants_signal(&bench.driver.memory).unwrap());
+    assert!(!rx.wants_signal(&bench.driver.memory).unwrap());
+}
+
+#[test]
 fn chains_that_loop_end() {
     let mut bench = Bench::with_buffers();
     let next = 1;
