@@ -5,38 +5,38 @@ set positional-arguments
 
 # Boot a VM, run a container in it, show its output, exit status and how long each phase took
 demo: (_setup "rust" "vm" "busybox") _build
-    scripts/demo.sh
+    @scripts/demo.sh
 
 # Run every test, unit and VM, or those whose name has FILTER in it
 test *FILTER: (_setup "rust" "vm" "busybox" "disks") _build
-    scripts/test.sh "$@"
+    @scripts/test.sh "$@"
 
 # `test`, then what takes too long for every change
 test-all: test kernel-check soak
 
 # Only the tests that repeat a thing for a long time
 soak: (_setup "rust" "vm" "busybox" "disks") _build
-    scripts/test.sh --soak
+    @scripts/test.sh --soak
 
 # Build what a user would install into dist/
 build: (_setup "rust") _build
 
 # Build the guest kernel, or find it in the cache; prints its directory
 kernel:
-    kernel-config/build.sh
+    @kernel-config/build.sh
 
 # Merge the kernel fragments of both architectures and check that every line was honoured
 kernel-check:
-    kernel-config/build.sh --check-only
-    kernel-config/build.sh --arch arm64 --check-only
+    @kernel-config/build.sh --check-only
+    @kernel-config/build.sh --arch arm64 --check-only
 
 # Build the guest binary and pack it: dist/share/vminitd/<arch>/initramfs.cpio.zst
 initramfs: (_setup "rust")
-    scripts/build.sh initramfs
+    @scripts/build.sh initramfs
 
 # Format, clippy with warnings denied, licences and sources of dependencies, house rules
 lint: (_setup "rust" "lint")
-    scripts/lint.sh
+    @scripts/lint.sh
 
 # Format the code
 fmt: (_setup "rust" "lint")
@@ -44,7 +44,7 @@ fmt: (_setup "rust" "lint")
 
 # Throw away what was downloaded and built outside target/ (the kernel takes 10 minutes to come back)
 clean-cache:
-    scripts/clean-cache.sh
+    @scripts/clean-cache.sh
 
 _setup *NEEDS:
     @scripts/setup.sh "$@"

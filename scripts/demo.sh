@@ -12,4 +12,7 @@ bundle=$ROOT/target/demo/bundle
     echo "and this went to stderr" >&2
     exit 0'
 say "dist/bin/vminitctl run --timings --bundle ${bundle#"$ROOT/"}"
-"$ROOT/dist/bin/vminitctl" run --timings --bundle "$bundle"
+status=0
+"$ROOT/dist/bin/vminitctl" run --timings --bundle "$bundle" || status=$?
+say "the container's exit status is $status"
+exit "$status"
