@@ -12,7 +12,7 @@ for need in "$@"; do
     busybox) apt_need "the containers' root filesystem" busybox-static ;;
     disks) apt_need "tests that make disk images" e2fsprogs erofs-utils ;;
     lint)
-        apt_need "checking our scripts" shellcheck
+        apt_need "checking our scripts" shellcheck git
         # rustup's minimal profile and some distributions leave these out.
         if ! { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1; then
             say "adding clippy and rustfmt to your Rust"
