@@ -149,7 +149,9 @@ pub enum ConnectError {
 /// -device vhost-user-vsock-pci,chardev=vs0`, guest memory shared: `-object memory-backend-memfd,share=on`) and this
 /// function the other. Close the first after the fork, or the device never learns of QEMU's end.
 ///
-/// `events` is called on the device's thread and must not block; the last call is [`VsockEvent::Gone`].
+/// `events` is called on the device's thread and must not block; the last call is [`VsockEvent::Gone`]. A guest may dial,
+/// reset and dial again as fast as it can, and each dial is an event with a descriptor: whoever queues them bounds the
+/// queue, and drops those beyond (which ends these connections).
 /// A descriptor is used per connection: the caller's process wants its soft `RLIMIT_NOFILE` raised to the hard one.
 pub fn start(
     socket: UnixStream,
