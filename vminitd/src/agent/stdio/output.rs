@@ -1,6 +1,6 @@
 //! A process's stdout or stderr: from its pipe to its sink, until every writer has closed.
 //!
-//! Owns: the read end of the pipe, and while it feeds it, a share of the sink.
+//! Owns: the read end of the pipe, and while it feeds it, the sink.
 //! Promises: bytes arrive in the order in which they were written; the count is what has left the
 //! pipe; a sink that breaks never blocks the process, from then on its output is discarded (the
 //! host has gone away, and a process that writes to nobody is to go on as with /dev/null).
@@ -10,7 +10,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -21,35 +21,31 @@ use crate::limits::SPLICES_PER_TURN;
 use crate::sys::splice::readable_bytes;
 use crate::sys::stream_socket::shutdown_write;
 
-/// Where output goes; shared by stdout and stderr when both have the same URI.
+/// Where output goes.
 #[derive(Debug)]
-pub struct Sink {
-    end: Arc<End>,
-    /// A stream to half-close when the last feeder is done.
-    socket: bool,
-    /// Outputs that still feed it; counted at construction, so that the first of two to be done
-    /// does not take itself for the last.
-    feeders: AtomicUsize,
+pub enum Sink {
+    /// A stream of the host: half-closed at the output's end, closed by Delete.
+    Stream(Arc<End>),
+    /// A file or named pipe, closed at the output's end.
+    File(End),
 }
 
 impl Sink {
-    /// A stream of the host, fed by `feeders` outputs.
-    pub fn socket(end: Arc<End>, feeders: usize) -> Arc<Self> {
-        Arc::new(Self { end, socket: true, feeders: AtomicUsize::new(feeders) })
+    fn end(&self) -> &End {
+        match self {
+            Self::Stream(end) => end,
+            Self::File(end) => end,
+        }
     }
 
-    /// A file or named pipe, closed when its last feeder drops it.
-    pub fn file(end: End) -> Arc<Self> {
-        Arc::new(Self { end: Arc::new(end), socket: false, feeders: AtomicUsize::new(1) })
-    }
-
-    fn done(&self) {
-        if self.feeders.fetch_sub(1, Ordering::Relaxed) == 1
-            && self.socket
-            && let Err(error) = shutdown_write(self.end.as_fd())
-        {
-            // ENOTCONN is not an error there; whatever else it is, the host is gone.
-            debug!(%error, "half-close of a stream failed");
+    fn done(self) {
+        match self {
+            Self::Stream(end) => {
+                if let Err(error) = shutdown_write(end.as_fd()) {
+                    debug!(%error, "half-close of a stream failed: the host has gone");
+                }
+            }
+            Self::File(end) => drop(end),
         }
     }
 }
@@ -87,9 +83,9 @@ impl Output {
         }))
     }
 
-    /// Moves until every writer has closed; then half-closes the sink, if nobody else feeds it.
-    pub async fn run(self: Arc<Self>, sink: Arc<Sink>) {
-        if let Err(error) = self.feed(&sink.end).await {
+    /// Moves until every writer has closed; then ends the sink.
+    pub async fn run(self: Arc<Self>, sink: Sink) {
+        if let Err(error) = self.feed(sink.end()).await {
             debug!(%error, "a process's output has no reader any more: discarding");
             if let Err(error) = self.discard().await {
                 warn!(%error, "a process's output cannot be discarded");
@@ -187,7 +183,7 @@ mod tests {
         block_on(async {
             let (output, mut write) = output();
             let (end, mut host) = stream();
-            let pump = tokio::spawn(output.clone().run(Sink::socket(end.clone(), 1)));
+            let pump = tokio::spawn(output.clone().run(Sink::Stream(end.clone())));
             write.write_all(b"bye").unwrap();
             drop(write);
             pump.await.unwrap();
@@ -200,33 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn merged_outputs_half_close_after_both_ended() {
-        block_on(async {
-            let ((out, mut out_write), (err, err_write)) = (output(), output());
-            let (end, mut host) = stream();
-            let sink = Sink::socket(end, 2);
-            tokio::spawn(out.run(sink.clone()));
-            let second = tokio::spawn(err.clone().run(sink));
-            drop(err_write);
-            second.await.unwrap();
-            out_write.write_all(b"after stderr's end").unwrap();
-            drop(out_write);
-            let got = tokio::task::spawn_blocking(move || {
-                let mut got = String::new();
-                host.read_to_string(&mut got).unwrap();
-                got
-            });
-            assert_eq!(got.await.unwrap(), "after stderr's end");
-        });
-    }
-
-    #[test]
     fn output_goes_on_when_the_host_has_gone_away() {
         block_on(async {
             let (output, mut write) = output();
             let (end, host) = stream();
             drop(host);
-            let pump = tokio::spawn(output.clone().run(Sink::socket(end, 1)));
+            let pump = tokio::spawn(output.clone().run(Sink::Stream(end)));
             let writer = tokio::task::spawn_blocking(move || write.write_all(&vec![1; 1 << 20]));
             writer.await.unwrap().unwrap();
             pump.await.unwrap();
@@ -240,7 +215,7 @@ mod tests {
             let (output, mut write) = output();
             write.write_all(&[5; 3000]).unwrap();
             let (end, mut host) = stream();
-            tokio::spawn(output.clone().run(Sink::socket(end, 1)));
+            tokio::spawn(output.clone().run(Sink::Stream(end)));
             assert!(output.hand_over(Duration::from_secs(10)).await);
             assert_eq!(output.moved(), 3000);
             let mut got = [0; 3000];
@@ -254,7 +229,7 @@ mod tests {
         block_on(async {
             let (output, mut write) = output();
             let (end, mut host) = stream();
-            tokio::spawn(output.clone().run(Sink::socket(end, 1)));
+            tokio::spawn(output.clone().run(Sink::Stream(end)));
             // More than the socket takes, so that the rest stays in the pipe.
             let writer = tokio::task::spawn_blocking(move || {
                 write.write_all(&vec![1; 1 << 20]).unwrap();

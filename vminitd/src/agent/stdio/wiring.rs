@@ -2,7 +2,7 @@
 //!
 //! Owns: while a process is being made, its pipes and the ends that its URIs name.
 //! Promises: a process gets pipes (never a socket, which could not be opened as /dev/stdout), owned
-//! by whom the host says; equal URIs for stdout and stderr are one sink; a stream is claimed once
+//! by whom the host says; equal URIs for stdout and stderr are one pipe; a stream is claimed once
 //! though several URIs name it.
 //! Never: moves a byte.
 
@@ -42,9 +42,9 @@ pub struct Ends {
     /// Where stdin comes from.
     pub stdin: Option<Source>,
     /// Where stdout goes.
-    pub stdout: Option<Arc<Sink>>,
-    /// Where stderr goes.
-    pub stderr: Option<Arc<Sink>>,
+    pub stdout: Option<Sink>,
+    /// Where stderr goes; None also when that is where stdout goes.
+    pub stderr: Option<Sink>,
 }
 
 /// The agent's ends of a process's pipes.
@@ -54,7 +54,7 @@ pub struct Pipes {
     pub stdin: Option<OwnedFd>,
     /// Read end of stdout's.
     pub stdout: Option<OwnedFd>,
-    /// Read end of stderr's.
+    /// Read end of stderr's, unless it is stdout's.
     pub stderr: Option<OwnedFd>,
 }
 
@@ -112,34 +112,51 @@ impl Uris {
 
     /// Opens what they name; `claimed` has the ends of [`Self::streams`].
     pub fn open(&self, claimed: &HashMap<StreamId, Arc<End>>) -> Result<Ends, WiringError> {
-        let merged = self.stdout == self.stderr;
-        let feeders = if merged { 2 } else { 1 };
-        let stdout = open_sink(&self.stdout, claimed, feeders)?;
-        let stderr = if merged { stdout.clone() } else { open_sink(&self.stderr, claimed, 1)? };
-        Ok(Ends { stdin: open_source(&self.stdin, claimed)?, stdout, stderr })
+        let stderr = if self.merged() { None } else { open_sink(&self.stderr, claimed)? };
+        Ok(Ends {
+            stdin: open_source(&self.stdin, claimed)?,
+            stdout: open_sink(&self.stdout, claimed)?,
+            stderr,
+        })
     }
 
     /// Makes the pipes of all that is not /dev/null.
     pub fn make_pipes(&self, owner: Owner) -> Result<(Pipes, ProcessFds), WiringError> {
         let (mut pipes, mut fds) = (Pipes::default(), ProcessFds::new());
-        let mut make = |uri: &Uri, role| {
-            if *uri == Uri::Null {
-                return Ok(None);
+        if self.stdin != Uri::Null {
+            let (read, write) = make_pipe(owner)?;
+            pipes.stdin = Some(write);
+            fds.push((FdRole::Stdin, read));
+        }
+        if self.stdout != Uri::Null {
+            let (read, write) = make_pipe(owner)?;
+            pipes.stdout = Some(read);
+            if self.merged() {
+                fds.push((FdRole::Stderr, write.try_clone().map_err(WiringError::Pipe)?));
             }
-            let (read, write) = pipe().map_err(WiringError::Pipe)?;
-            // Both ends are one inode, which is what the process sees as /proc/self/fd/N.
-            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-            nix::unistd::fchown(read.as_raw_fd(), Some(uid), Some(gid))
-                .map_err(|errno| WiringError::Pipe(errno.into()))?;
-            let (ours, theirs) = if role == FdRole::Stdin { (write, read) } else { (read, write) };
-            fds.push((role, theirs));
-            Ok(Some(ours))
-        };
-        pipes.stdin = make(&self.stdin, FdRole::Stdin)?;
-        pipes.stdout = make(&self.stdout, FdRole::Stdout)?;
-        pipes.stderr = make(&self.stderr, FdRole::Stderr)?;
+            fds.push((FdRole::Stdout, write));
+        }
+        if self.stderr != Uri::Null && !self.merged() {
+            let (read, write) = make_pipe(owner)?;
+            pipes.stderr = Some(read);
+            fds.push((FdRole::Stderr, write));
+        }
         Ok((pipes, fds))
     }
+
+    /// stdout and stderr are one: one pipe, so that the order of the process's writes is kept.
+    fn merged(&self) -> bool {
+        self.stdout == self.stderr
+    }
+}
+
+fn make_pipe(owner: Owner) -> Result<(OwnedFd, OwnedFd), WiringError> {
+    let (read, write) = pipe().map_err(WiringError::Pipe)?;
+    // Both ends are one inode, which is what the process sees as /proc/self/fd/N.
+    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+    nix::unistd::fchown(read.as_raw_fd(), Some(uid), Some(gid))
+        .map_err(|errno| WiringError::Pipe(errno.into()))?;
+    Ok((read, write))
 }
 
 impl Pipes {
@@ -193,22 +210,21 @@ fn open_source(
 fn open_sink(
     uri: &Uri,
     claimed: &HashMap<StreamId, Arc<End>>,
-    feeders: usize,
-) -> Result<Option<Arc<Sink>>, WiringError> {
+) -> Result<Option<Sink>, WiringError> {
     match uri {
         Uri::Null => Ok(None),
-        Uri::Stream(id) => Ok(claimed.get(id).map(|end| Sink::socket(end.clone(), feeders))),
+        Uri::Stream(id) => Ok(claimed.get(id).cloned().map(Sink::Stream)),
         Uri::Fifo(path) => {
             // Read-write: opening does not wait for a reader, and one that leaves breaks nothing.
             let file = open(path, OpenOptions::new().read(true).write(true))?;
-            Ok(Some(Sink::file(end_of(path, file)?)))
+            Ok(Some(Sink::File(end_of(path, file)?)))
         }
         Uri::File(path) => {
             // Not O_APPEND, which splice refuses.
             let mut file = open(path, OpenOptions::new().write(true).create(true).mode(0o644))?;
             file.seek(SeekFrom::End(0))
                 .map_err(|source| WiringError::Open { path: path.clone(), source })?;
-            Ok(Some(Sink::file(end_of(path, file)?)))
+            Ok(Some(Sink::File(end_of(path, file)?)))
         }
     }
 }
@@ -243,6 +259,21 @@ mod tests {
             assert_eq!((metadata.uid(), metadata.gid()), (1000, 1001));
         }
         assert_eq!(pipes.outputs().0, ["stdout", "stderr"]);
+    }
+
+    #[test]
+    fn equal_uris_for_stdout_and_stderr_are_one_pipe_that_keeps_the_order() {
+        let uris = Uris::parse("", "stream://a", "stream://a").unwrap();
+        let (pipes, fds) = uris.make_pipes(Owner::default()).unwrap();
+        for role in [FdRole::Stdout, FdRole::Stderr, FdRole::Stdout] {
+            let (_, fd) = fds.iter().find(|(other, _)| *other == role).expect("both are there");
+            writeln!(File::from(fd.try_clone().unwrap()), "{role:?}").unwrap();
+        }
+        drop(fds);
+        let mut got = String::new();
+        File::from(pipes.stdout.unwrap()).read_to_string(&mut got).unwrap();
+        assert_eq!(got, "Stdout\nStderr\nStdout\n");
+        assert!(pipes.stderr.is_none());
     }
 
     #[test]

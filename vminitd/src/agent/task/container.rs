@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 use vminitd_protocol::handshake::StreamId;
 use vminitd_protocol::pb::containerd::events::{
     TaskCreate, TaskDelete, TaskExit, TaskIo, TaskPaused, TaskResumed, TaskStart,
@@ -154,7 +154,7 @@ impl Container {
     fn move_output(
         &self,
         pipe: Option<std::os::fd::OwnedFd>,
-        sink: Option<Arc<Sink>>,
+        sink: Option<Sink>,
         count: Count,
     ) -> std::io::Result<Option<Arc<Output>>> {
         let (Some(pipe), Some(sink)) = (pipe, sink) else { return Ok(None) };
@@ -189,7 +189,7 @@ impl Container {
         {
             error!(container = %self.id, error = %chain(&error), "exit not recorded");
         }
-        info!(container = %self.id, pid, status = exited.status, "exited");
+        debug!(container = %self.id, pid, status = exited.status, "exited");
         let actions = self.init.note(Event::Exited(exited));
         self.perform(agent, &actions);
     }

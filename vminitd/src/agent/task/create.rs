@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use vminitd_protocol::handshake::StreamId;
 use vminitd_protocol::pb::containerd::runc::v1::Options;
 use vminitd_protocol::pb::containerd::task::v3::{CreateTaskRequest, CreateTaskResponse};
@@ -33,6 +33,7 @@ use crate::agent::mounts::plan::{Planned, plan};
 use crate::agent::process::lifecycle::Event;
 use crate::agent::spec;
 use crate::agent::stdio::end::End;
+use crate::agent::stdio::uri::Uri;
 use crate::agent::stdio::wiring::{Owner, ProcessFds, Uris};
 use crate::link::message::{Job, Launch, Target};
 
@@ -52,7 +53,7 @@ pub async fn create(
     match attempt.run(&request).await {
         Ok((container, exit)) => {
             let pid = container.init.pid();
-            info!(container = %id, pid, "created");
+            debug!(container = %id, pid, "created");
             reservation.fill(container.clone());
             // The event first: whoever gets the answer may start it, and whoever watches may wait.
             container.perform(&agent, &attempt.actions);
@@ -127,7 +128,6 @@ impl<'a> Attempt<'a> {
         &mut self,
         request: &CreateTaskRequest,
     ) -> Result<(Arc<Container>, ExitSlot), RpcError> {
-        // First, so that an undo knows which streams were meant for this container.
         let uris = self.uris()?;
         let options = options(request.options.as_ref())?;
         refuse_unbuilt(request)?;
@@ -245,11 +245,11 @@ impl<'a> Attempt<'a> {
             streams.extend(container.take_streams());
             process = container.init.handle();
         }
-        if let Ok(uris) = Uris::parse(&record.stdin, &record.stdout, &record.stderr) {
-            for id in uris.streams() {
-                if let Some(end) = agent.streams.claim(&id) {
-                    streams.insert(id, end);
-                }
+        // Each by itself: another one may be what the create failed of.
+        for uri in [&record.stdin, &record.stdout, &record.stderr] {
+            let Ok(Uri::Stream(id)) = Uri::parse(uri) else { continue };
+            if let Some(end) = agent.streams.claim(&id) {
+                streams.insert(id, end);
             }
         }
         let remains = Remains { id: id.clone(), record, streams, process };

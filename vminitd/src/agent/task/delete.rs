@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use vminitd_protocol::pb::containerd::task::v3::{DeleteRequest, DeleteResponse};
 
 use super::cleanup::{self, Remains};
@@ -39,7 +39,7 @@ pub async fn delete(agent: Arc<Agent>, request: DeleteRequest) -> Result<DeleteR
     agent.tasks.remove(&container.id);
     let actions = container.init.note(Event::CleanedUp);
     container.perform(&agent, &actions);
-    info!(container = %container.id, "deleted");
+    debug!(container = %container.id, "deleted");
     let finished = container.init.finished_already();
     Ok(DeleteResponse {
         pid: finished.map_or(0, |finished| finished.pid),

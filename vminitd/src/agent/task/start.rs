@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use vminitd_protocol::pb::containerd::task::v3::{StartRequest, StartResponse};
 
 use super::container::Container;
@@ -37,7 +37,7 @@ pub async fn start(agent: Arc<Agent>, request: StartRequest) -> Result<StartResp
     container.perform(&agent, &actions);
     sent?;
     let pid = container.init.pid();
-    info!(container = %container.id, pid, "started");
+    debug!(container = %container.id, pid, "started");
     Ok(StartResponse { pid })
 }
 
