@@ -44,7 +44,8 @@ fn early_mounts_have_the_usual_flags() {
             ("/dev/shm", "tmpfs", "nosuid,nodev"),
             ("/dev/mqueue", "mqueue", "nosuid,nodev,noexec"),
             ("/run", "tmpfs", "nosuid,nodev"),
-            ("/run/bundles", "tmpfs", "nosuid,nodev"),
+            // A root filesystem may lie here: programs in it keep their set-user-id bits.
+            ("/run/bundles", "tmpfs", "rw"),
             ("/tmp", "tmpfs", "nosuid,nodev"),
             ("/sys/fs/cgroup", "cgroup2", "nosuid,nodev,noexec"),
         ] {

@@ -68,7 +68,10 @@ fn list(root: &Path) {
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("root may look");
         for fd in fds.filter_map(Result::ok) {
             let target = fs::read_link(fd.path()).unwrap_or_default().display().to_string();
-            lines.push(format!("fd {name} {}", target.split(":[").next().unwrap_or("")));
+            // Init keeps its launchers' cgroups for the next launches.
+            if !target.contains("/vminitd/launch-") {
+                lines.push(format!("fd {name} {}", target.split(":[").next().unwrap_or("")));
+            }
         }
     }
     walk(&root.join("sys/fs/cgroup"), "cgroup", true, &mut lines);
@@ -83,8 +86,9 @@ fn walk(directory: &Path, word: &str, directories_only: bool, lines: &mut Vec<St
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.filter_map(Result::ok) {
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        // A container's root filesystem is a mount, and counted as one.
-        if entry.file_name() == "rootfs" || entry.file_name() == "mounts" {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // A container's root filesystem is a mount, and counted as one; launch-N as above.
+        if name == "rootfs" || name == "mounts" || name.starts_with("launch-") {
             continue;
         }
         if is_directory || !directories_only {
