@@ -7,6 +7,8 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "vmm_process/disks.rs"]
+mod disks;
 #[path = "vmm_process/emulation.rs"]
 mod emulation;
 #[path = "vmm_process/peer.rs"]

@@ -59,10 +59,11 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
     }
     for (index, (disk, fd)) in vm.disks().iter().zip(&fds.disks).enumerate() {
         let set = args.fd_set(*fd);
+        // By default a writable image is opened for reading first, for which the set has no fd.
         let read_only = if disk.read_only { "on" } else { "off" };
         args.flag(
             "-drive",
-            format!("file={set},if=none,id=disk{index},format=raw,readonly={read_only}"),
+            format!("file={set},if=none,id=disk{index},format=raw,readonly={read_only},auto-read-only=off"),
         );
         args.flag("-device", format!("virtio-blk-pci,drive=disk{index},serial={}", disk.serial));
     }
@@ -174,7 +175,7 @@ mod tests {
         };
         let text = text(Draft { disks: vec![disk], ..draft() }, Engine::Tcg);
         assert!(text.contains(
-            "-add-fd fd=12,set=2 -drive file=/dev/fdset/2,if=none,id=disk0,format=raw,readonly=on"
+            "-add-fd fd=12,set=2 -drive file=/dev/fdset/2,if=none,id=disk0,format=raw,readonly=on,"
         ));
         assert!(text.contains("virtio-blk-pci,drive=disk0,serial=layer0"));
         assert!(!text.contains("secret"), "no path of the owner's: {text}");

@@ -3,18 +3,15 @@
 //! How it proves its point: the guest runs one program from memory, frees its pages, and then runs another from the
 //! share, whose pages virtiofsd fills; each is read anew, ten times over.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
 
 use host_shim::machine::ExitReason;
 use host_shim::vm::Draft;
-use tempfile::TempDir;
 
-use crate::vm::{Vm, draft, run, test_guest};
+use crate::vm::{Vm, draft, pack_script, run, test_guest};
 
 const SCRIPT: &str = "#!/busybox sh
-/busybox mkdir /memory /shared /proc
+/busybox mkdir /memory /shared
 /busybox mount -t tmpfs memory /memory
 /busybox mount -t virtiofs shared /shared
 /busybox mount -t proc proc /proc
@@ -37,24 +34,11 @@ fn a_program_from_a_share_runs_its_own_code_in_pages_that_held_anothers() {
         let directory = tempfile::tempdir().unwrap();
         let draft = Draft { memory: "64M".parse().unwrap(), ..draft(&directory, "") };
         fs::copy(test_guest("misbehave"), draft.shares[0].path.join("misbehave")).unwrap();
-        let initramfs = Some(pack(&directory));
+        let initramfs = Some(pack_script(&directory, SCRIPT));
         let (vm, _dials) = Vm::of(directory, Draft { initramfs, ..draft }).await;
         let exited = vm.exited().await;
         let console = vm.machine.console_tail(10).join("\n");
         assert_eq!(exited.reason, ExitReason::PowerOff, "{exited}\n{console}");
         assert!(console.contains("RAN 10 OF 10"), "{console}");
     });
-}
-
-fn pack(directory: &TempDir) -> PathBuf {
-    let script = directory.path().join("init");
-    fs::write(&script, SCRIPT).unwrap();
-    fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
-    let mut tree = initramfs::Tree::with_init(&script).unwrap();
-    let busybox = Path::new("/bin/busybox");
-    tree.add(busybox, Path::new("/busybox"))
-        .unwrap_or_else(|error| panic!("{error}; `./dev test` installs busybox-static"));
-    let path = directory.path().join("initramfs");
-    initramfs::newc::write(&tree, &mut File::create(&path).unwrap()).unwrap();
-    path
 }

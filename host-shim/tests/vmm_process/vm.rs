@@ -1,9 +1,9 @@
 //! A VM as these tests want it, and the processes that serve it.
 //! Owns: the machine and a directory for what it leaves. Promises: what is missing fails the test with what to do.
 
-use std::fs;
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,20 @@ pub fn test_guest(name: &str) -> PathBuf {
     let program = Path::new(&programs).join(name);
     assert!(program.is_file(), "no program {program:?}: `./dev test` builds it");
     program
+}
+
+/// An initramfs whose /init is `script`, for the busybox that is beside it.
+pub fn pack_script(directory: &TempDir, script: &str) -> PathBuf {
+    let init = directory.path().join("init");
+    fs::write(&init, script).unwrap();
+    fs::set_permissions(&init, Permissions::from_mode(0o755)).unwrap();
+    let mut tree = initramfs::Tree::with_init(&init).unwrap();
+    let busybox = Path::new("/bin/busybox");
+    tree.add(busybox, Path::new("/busybox"))
+        .unwrap_or_else(|error| panic!("{error}; `./dev test` installs busybox-static"));
+    let path = directory.path().join("initramfs");
+    initramfs::newc::write(&tree, &mut File::create(&path).unwrap()).unwrap();
+    path
 }
 
 /// The vminit-vmm under test, in a directory as it is installed: it finds virtiofsd by its own place.
