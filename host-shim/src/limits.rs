@@ -77,19 +77,6 @@ pub const LOST_HELPER_GRACE: Duration = Duration::from_millis(300);
 /// How long vminit-vmm waits for its children after it has killed them.
 pub const REAP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the guest may take until it serves, unless the caller says otherwise.
-pub const READY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// First and longest pause between two tries to reach a booting guest.
-pub const CONNECT_BACKOFF: (Duration, Duration) =
-    (Duration::from_millis(5), Duration::from_millis(100));
-
-/// How long the guest may take to acknowledge a stream.
-pub const STREAM_ACK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a guest may take to power itself off when asked to; then it is ended.
-pub const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
-
 const _: () = assert!(MAX_MESSAGE_FDS <= 253);
 const _: () = assert!(MAX_CMDLINE_BYTES > 1024);
 const _: () = assert!(MAX_QUEUED_DIALS < OUTBOX_MESSAGES);
