@@ -19,7 +19,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Linux, LinuxResources, Mount, Spec};
+use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
 
 use super::bundle::ORIGINAL_CONFIG;
 use crate::paths::{BUNDLE_CONFIG, CGROUP_CONTAINERS_IN_SPEC};
@@ -167,6 +167,14 @@ fn prepare(
 }
 
 impl Prepared {
+    /// Whether the container gets a network namespace that did not exist before.
+    pub fn new_network(&self) -> bool {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        namespaces.into_iter().flatten().any(|namespace| {
+            namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none()
+        })
+    }
+
     /// Whether the config wants a terminal.
     pub fn terminal(&self) -> bool {
         self.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false)

@@ -36,6 +36,7 @@ use crate::agent::stdio::end::End;
 use crate::agent::stdio::uri::Uri;
 use crate::agent::stdio::wiring::{Owner, ProcessFds, Uris};
 use crate::link::message::{Job, Launch, Target};
+use crate::sys::loopback;
 
 /// The type of the options that are understood.
 const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
@@ -93,6 +94,7 @@ struct OnDisk {
 struct Ready {
     hook_seconds: u64,
     allow_vsock: bool,
+    new_network: bool,
     poststart: bool,
     poststop: bool,
 }
@@ -149,6 +151,9 @@ impl<'a> Attempt<'a> {
         let (pipes, fds) = uris.make_pipes(owner).map_err(|error| RpcError::failed(&error))?;
         keep_pipes(self.agent, &self.id, &pipes).await.map_err(|e| RpcError::failed(&e))?;
         let mut launched = self.launch(&options, &ready, fds).await?;
+        if ready.new_network {
+            self.raise_loopback(launched.pid).await;
+        }
         let exit = launched.exit.clone();
         let container = self.container(request.rootfs.clone(), directory, counters, &mut launched);
         container.init.set_launched(launched);
@@ -213,6 +218,16 @@ impl<'a> Attempt<'a> {
             Outcome::Launched(launched) => Ok(launched),
             Outcome::Failed(error) => Err(RpcError::Runtime(error.reason)),
             Outcome::Done => Err(RpcError::Runtime("init launched no process".to_owned())),
+        }
+    }
+
+    /// A network namespace is born with its loopback interface down; programs expect it up, and
+    /// other runtimes see to it. The process cannot be another's: it waits for its Start.
+    async fn raise_loopback(&self, pid: u32) {
+        let raise = move || loopback::up_in(std::fs::File::open(format!("/proc/{pid}/ns/net"))?);
+        let raised = tokio::task::spawn_blocking(raise).await;
+        if let Ok(Err(error)) = raised {
+            warn!(container = %self.id, %error, "its loopback interface stays down");
         }
     }
 
@@ -282,6 +297,7 @@ impl OnDisk {
         Ok(Ready {
             hook_seconds: prepared.hook_seconds,
             allow_vsock: prepared.allow_vsock,
+            new_network: prepared.new_network(),
             poststart: prepared.poststart,
             poststop: prepared.poststop,
         })
