@@ -52,7 +52,12 @@ pub enum Generated {
 pub struct RunArgs {
     /// Root filesystem: a directory of the host, which is shared read-only; what the container writes goes to a
     /// tmpfs above it and is gone with the VM
-    #[arg(long, value_name = "DIR", help_heading = "Container", required_unless_present = "bundle")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Container",
+        required_unless_present = "bundle"
+    )]
     pub rootfs: Option<PathBuf>,
 
     /// OCI bundle: a directory with config.json and the root filesystem that it names, shared as with --rootfs. A
@@ -81,11 +86,23 @@ pub struct RunArgs {
     pub name: Option<String>,
 
     /// Guest kernel [default: share/vminitd/x86_64/vmlinux beside this program's directory]
-    #[arg(long, value_name = "FILE", env = "VMINITD_KERNEL", hide_env_values = true, help_heading = "VM")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "VMINITD_KERNEL",
+        hide_env_values = true,
+        help_heading = "VM"
+    )]
     pub kernel: Option<PathBuf>,
 
     /// Guest initramfs [default: share/vminitd/x86_64/initramfs.cpio.zst beside this program's directory]
-    #[arg(long, value_name = "FILE", env = "VMINITD_INITRAMFS", hide_env_values = true, help_heading = "VM")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "VMINITD_INITRAMFS",
+        hide_env_values = true,
+        help_heading = "VM"
+    )]
     pub initramfs: Option<PathBuf>,
 
     /// Add a word to the guest's kernel command line, for example vminitd.log=debug; may be given more than once
@@ -113,7 +130,9 @@ pub fn generate(what: Generated) -> String {
 }
 
 fn markdown() -> String {
-    let mut page = String::from("# vminitctl\n\nMade by `vminitctl generate markdown`; a test fails when it is stale.\n");
+    let mut page = String::from(
+        "# vminitctl\n\nMade by `vminitctl generate markdown`; a test fails when it is stale.\n",
+    );
     let mut root = Cli::command();
     root.build();
     for command in root.get_subcommands_mut().filter(|command| !command.is_hide_set()) {

@@ -46,7 +46,8 @@ fn from_bundle(
     let fail = |source| RunError::Bundle { path: path.clone(), source };
     let text = std::fs::read(&path).map_err(|error| fail(error.into()))?;
     let mut spec: Spec = serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
-    let root = spec.root().as_ref().map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
+    let root =
+        spec.root().as_ref().map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone());
     let process = spec.process_mut().get_or_insert_default();
     if !command.is_empty() {
         process.set_args(Some(command.to_vec()));

@@ -199,7 +199,10 @@ async fn power_off(machine: &Machine, guest: &Guest) {
         machine.exited().await
     };
     if timeout(POWER_OFF_DEADLINE, ended).await.is_err() {
-        eprintln!("vminitctl: the guest did not power off within {} s and was killed", POWER_OFF_DEADLINE.as_secs());
+        eprintln!(
+            "vminitctl: the guest did not power off within {} s and was killed",
+            POWER_OFF_DEADLINE.as_secs()
+        );
         machine.kill().await;
     }
 }

@@ -104,7 +104,8 @@ mod tests {
     #[test]
     fn second_request_to_end_within_two_seconds_kills() {
         let (mut escalation, start) = (Escalation::default(), Instant::now());
-        let mut at = |signal, ms| escalation.handle(signal, start + Duration::from_millis(ms)).number();
+        let mut at =
+            |signal, ms| escalation.handle(signal, start + Duration::from_millis(ms)).number();
         assert_eq!(at(SIGINT, 0), SIGINT);
         assert_eq!(at(SIGUSR1, 500), SIGUSR1);
         assert_eq!(at(SIGTERM, 2000), SIGKILL);

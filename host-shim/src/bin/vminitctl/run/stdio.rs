@@ -122,7 +122,11 @@ fn pump_stdin((mut stream, _released): Stream) {
     let _ = stream.read(&mut [0]);
 }
 
-fn pump_output((mut stream, released): Stream, fd: i32, reader_gone: Arc<Notify>) -> oneshot::Receiver<io::Result<u64>> {
+fn pump_output(
+    (mut stream, released): Stream,
+    fd: i32,
+    reader_gone: Arc<Notify>,
+) -> oneshot::Receiver<io::Result<u64>> {
     let (done, result) = oneshot::channel();
     std::thread::spawn(move || {
         let copied = copy(&mut stream, &mut *borrow(fd));

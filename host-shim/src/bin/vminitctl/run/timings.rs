@@ -81,7 +81,8 @@ impl Timings {
         let mut table = format!("vminitctl: phases ({accelerator})\n");
         for (name, took) in rows {
             if let Some(took) = took {
-                writeln!(table, "  {name:<22}{:>9.1} ms", took.as_secs_f64() * 1e3).expect("a String takes everything");
+                writeln!(table, "  {name:<22}{:>9.1} ms", took.as_secs_f64() * 1e3)
+                    .expect("a String takes everything");
             }
         }
         table
