@@ -154,7 +154,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         let mut process =
-            Process::start("child", &mut command, &[], move || drop(sender.send(()))).unwrap();
+            Process::start("child", &mut command, &[], move || sender.send(()).unwrap()).unwrap();
         ended.recv().unwrap();
         process.reap()
     }
