@@ -298,17 +298,17 @@ mod tests {
         let program = dir.path().join("qemu");
         fs::write(&program, "#!/bin/sh\necho cannot >&2\nexit 1\n").unwrap();
         fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let verdict = Some(dir.path().join("verdict"));
+        let verdict = dir.path().join("verdict");
         let question = Question {
             qemu: program,
             kernel: tempfile::tempfile().unwrap().into(),
-            verdict: verdict.clone(),
+            verdict: Some(verdict.clone()),
         };
         let choice = question.probe();
         assert_eq!(
             choice.reason,
             "KVM does not run the kernel here: QEMU exited with status 1: cannot"
         );
-        assert_eq!(recall(&verdict.unwrap()), Some(choice));
+        assert_eq!(recall(&verdict), Some(choice));
     }
 }
