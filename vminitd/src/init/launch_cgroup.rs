@@ -17,7 +17,7 @@ use tracing::warn;
 
 use crate::paths;
 
-/// Those that are free.
+/// Those that no launcher is in.
 #[derive(Debug, Default)]
 pub struct Pool {
     free: Vec<LaunchCgroup>,
@@ -35,8 +35,8 @@ pub struct LaunchCgroup {
 impl Pool {
     /// An empty cgroup; none when the kernel refuses, and then the launcher shares ours.
     pub fn take(&mut self) -> Option<LaunchCgroup> {
-        if let Some(cgroup) = self.free.pop() {
-            return Some(cgroup);
+        if let Some(index) = self.free.iter().position(LaunchCgroup::is_empty) {
+            return Some(self.free.swap_remove(index));
         }
         let path = Path::new(paths::CGROUP_SELF).join(format!("launch-{}", self.made));
         self.made += 1;
@@ -50,11 +50,9 @@ impl Pool {
     }
 
     /// Takes back one whose launcher is gone. What a hook has left running there keeps it for
-    /// itself: the next launcher's end must not be its end.
+    /// itself until it ends: the next launcher's end must not be its end.
     pub fn give_back(&mut self, cgroup: LaunchCgroup) {
-        if cgroup.is_empty() {
-            self.free.push(cgroup);
-        }
+        self.free.push(cgroup);
     }
 }
 

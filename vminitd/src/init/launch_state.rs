@@ -15,7 +15,7 @@
 //! | `Running` | `Reported`: ReportLaunched | `Reported`: ReportDone | `Failing` | `Failing`: Kill | `Failing`: Kill | `Cleaning`: Kill, FindStrays | - | - |
 //! | `Reported` | - | - | - | Kill | - | Recycle | - | - |
 //! | `Failing` | KillProcess | - | - | Kill | Kill | `Cleaning`: Kill, FindStrays | - | - |
-//! | `Cleaning` | KillProcess | - | - | - | - | - | ReportFailed, Recycle | ReportFailed, Abandon |
+//! | `Cleaning` | KillProcess | - | - | - | - | - | ReportFailed, Recycle | ReportFailed, Recycle |
 //!
 //! `-` is accepted and does nothing. A launcher that is late is not believed any more: what it
 //! says after its deadline or after a cancel is killed, so that the answer stays one and the same.
@@ -77,10 +77,8 @@ pub enum Action {
     KillProcess(i32),
     /// Kill what the launcher had started and what is not in its cgroup any more.
     FindStrays,
-    /// Its cgroup can serve the next launch.
+    /// Its cgroup can serve the next launch, as soon as it is empty.
     Recycle,
-    /// Its cgroup cannot.
-    Abandon,
 }
 
 impl State {
@@ -117,11 +115,8 @@ impl State {
                 (state, vec![A::KillProcess(pid)])
             }
 
-            (S::Cleaning(failure, reason), E::Clean) => {
+            (S::Cleaning(failure, reason), E::Clean | E::Overdue) => {
                 (S::Over, vec![A::ReportFailed(failure, reason), A::Recycle])
-            }
-            (S::Cleaning(failure, reason), E::Overdue) => {
-                (S::Over, vec![A::ReportFailed(failure, reason), A::Abandon])
             }
 
             (state @ (S::Running | S::Reported | S::Failing(..)), E::Clean | E::Overdue)
@@ -211,7 +206,7 @@ mod tests {
             )).count();
             let ends = actions
                 .iter()
-                .filter(|action| matches!(action, Action::Recycle | Action::Abandon))
+                .filter(|action| matches!(action, Action::Recycle))
                 .count();
             prop_assert!(reports <= 1 && ends <= 1);
             prop_assert_eq!(ends == 1, state == State::Over);

@@ -16,6 +16,7 @@ use super::launch_cgroup::{LaunchCgroup, Pool};
 use super::launch_state::{Action, Event, State};
 use super::strays;
 use crate::launcher::outcome::Outcome;
+use crate::launcher::scratch::{self, Scratch};
 use crate::launcher::{self, Order};
 use crate::limits::{CLEANING, CLEANING_LOOK, LAUNCHES, REASON_BYTES};
 use crate::link::codec;
@@ -67,6 +68,8 @@ struct UnderWay {
     state: State,
     /// The launcher's pid until it is reaped.
     pid: Option<i32>,
+    /// It has a directory that it removes at its end.
+    has_scratch: bool,
     pidfd: OwnedFd,
     /// Non-blocking; init's end.
     result: OwnedFd,
@@ -89,6 +92,7 @@ impl Launches {
         now: Duration,
     ) -> Result<(), Report> {
         let target = launch.target.clone();
+        let has_scratch = Scratch::is_needed(&launch.job);
         let deadline = now + Duration::from_millis(launch.deadline_ms);
         match self.fork(launch, fds) {
             Ok((pid, pidfd, result, cgroup)) => {
@@ -98,6 +102,7 @@ impl Launches {
                     target,
                     state: State::Running,
                     pid: Some(pid),
+                    has_scratch,
                     pidfd,
                     result,
                     deadline,
@@ -176,7 +181,11 @@ impl Launches {
         let Some(index) = self.under_way.iter().position(|launch| launch.pid == Some(pid)) else {
             return Vec::new();
         };
-        self.under_way[index].pid = None;
+        let launch = &mut self.under_way[index];
+        launch.pid = None;
+        if launch.has_scratch && end != End::Exited(0) {
+            scratch::remove(pid.unsigned_abs());
+        }
         let reports = self.handle(index, Event::Exited(end.to_string()), now, host);
         self.drop_finished();
         reports.into_iter().collect()
@@ -289,7 +298,6 @@ impl Launches {
                         self.cgroups.give_back(cgroup);
                     }
                 }
-                Action::Abandon => drop(launch.cgroup.take()),
             }
         }
         report

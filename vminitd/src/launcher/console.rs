@@ -4,14 +4,14 @@
 //! there. The launcher is the one who listens: the master waits in the connection until create has
 //! succeeded, and then goes to init, which keeps it.
 //!
-//! Owns: the listening socket's path, which is gone after [`Console::take`] or a drop.
+//! Owns: the listening socket; its path goes with the launcher's directory.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::paths;
+use super::scratch::Scratch;
 use crate::sys::seqpacket;
 
 /// Why there is no pty.
@@ -36,9 +36,9 @@ pub struct Console {
 }
 
 impl Console {
-    /// Makes the place, under a name that is this process's own.
-    pub fn listen() -> Result<Console, ConsoleError> {
-        let path = Path::new(paths::STATE_DIR).join(format!("console-{}", std::process::id()));
+    /// Makes the place.
+    pub fn listen(scratch: &Scratch) -> Result<Console, ConsoleError> {
+        let path = scratch.path().join("console");
         match UnixListener::bind(&path) {
             Ok(listener) => Ok(Console { path, listener }),
             Err(error) => Err(ConsoleError::Listen(path, error)),
@@ -60,11 +60,5 @@ impl Console {
         let datagram =
             seqpacket::receive(connection.as_fd(), &mut name).map_err(ConsoleError::Receive)?;
         datagram.fds.into_iter().next().ok_or(ConsoleError::Missing)
-    }
-}
-
-impl Drop for Console {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::resource::setrlimit;
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::setsid;
 
 use super::vsock_filter;
 use crate::limits::CONTAINER_RLIMITS;
@@ -24,6 +25,9 @@ pub enum FirstActError {
     /// See close_range(2).
     #[error("close the descriptors of PID 1")]
     Close(#[source] io::Error),
+    /// See setsid(2).
+    #[error("leave the session of PID 1")]
+    Session(#[source] Errno),
     /// See proc(5).
     #[error("reset oom_score_adj")]
     OomScore(#[source] io::Error),
@@ -52,6 +56,8 @@ pub fn perform(job: &Job, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), First
     signals::unblock_all();
     // A hook that ends without reading its standard input must not end the launcher.
     signals::catch_sigpipe();
+    // A hook that signals its process group must not signal PID 1.
+    setsid().map_err(FirstActError::Session)?;
     std::fs::write(paths::OWN_OOM_SCORE_ADJ, "0").map_err(FirstActError::OomScore)?;
     umask(Mode::from_bits_truncate(0o022));
     for (resource, soft, hard) in CONTAINER_RLIMITS {

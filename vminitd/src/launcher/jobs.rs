@@ -11,6 +11,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use super::console::{Console, ConsoleError};
 use super::executor::Program;
 use super::outcome::Outcome;
+use super::scratch::{Scratch, ScratchError};
 use super::{Stdio, reason};
 use crate::link::message::{Job, Launch};
 use crate::log;
@@ -23,6 +24,8 @@ enum JobError {
     Libcontainer(#[from] LibcontainerError),
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
     #[error("open /dev/null")]
     Null(#[source] std::io::Error),
     #[error("libcontainer made a container without a process")]
@@ -47,22 +50,31 @@ fn job(
     program: Program,
 ) -> Result<(Outcome, Option<OwnedFd>), JobError> {
     let container = &launch.target.container;
-    let console = if launch.job.terminal() { Some(Console::listen()?) } else { None };
-    let pid = match &launch.job {
+    let terminal = launch.job.terminal();
+    let (pid, console) = match &launch.job {
         Job::Create { bundle, no_pivot, .. } => {
-            let container = builder(container, stdio, program, console.as_ref())?
+            let console = if terminal { Some(Console::listen(&Scratch::make()?)?) } else { None };
+            let made = builder(container, stdio, program, console.as_ref())?
+                .with_root_path(paths::LIBCONTAINER_DIR)?
                 .as_init(bundle)
                 .with_systemd(false)
                 .with_detach(true)
                 .with_no_pivot(*no_pivot)
                 .build()?;
-            container.pid().ok_or(JobError::NoProcess)?
+            (made.pid().ok_or(JobError::NoProcess)?, console)
         }
-        Job::Exec { process, .. } => builder(container, stdio, program, console.as_ref())?
-            .as_tenant()
-            .with_detach(true)
-            .with_process(Some(process))
-            .build()?,
+        Job::Exec { process, .. } => {
+            let scratch = Scratch::make()?;
+            scratch.copy_state(container)?;
+            let console = if terminal { Some(Console::listen(&scratch)?) } else { None };
+            let pid = builder(container, stdio, program, console.as_ref())?
+                .with_root_path(scratch.path())?
+                .as_tenant()
+                .with_detach(true)
+                .with_process(Some(process))
+                .build()?;
+            (pid, console)
+        }
         Job::StartWithHooks => {
             load(container)?.start()?;
             return Ok((Outcome::Done, None));
@@ -84,7 +96,6 @@ fn builder(
 ) -> Result<ContainerBuilder, JobError> {
     let builder = ContainerBuilder::new(container.to_owned(), SyscallType::default())
         .with_executor(program)
-        .with_root_path(paths::LIBCONTAINER_DIR)?
         .validate_id()?;
     if let Some(console) = console {
         return Ok(builder.with_console_socket(Some(console.path())));

@@ -16,12 +16,14 @@ mod first_acts;
 mod jobs;
 pub mod outcome;
 mod reason;
+pub mod scratch;
 mod vsock_filter;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::outcome::Outcome;
+use self::scratch::Scratch;
 use crate::link::codec;
 use crate::link::message::{FdRole, Job, Launch};
 use crate::sys::{clone, seqpacket};
@@ -67,6 +69,10 @@ pub fn run(order: Order) -> ! {
     let sent = codec::encode(&outcome)
         .map_err(std::io::Error::other)
         .and_then(|bytes| seqpacket::send(result.as_fd(), &bytes, &fds));
+    // After the result, which somebody waits for.
+    if Scratch::is_needed(&launch.job) {
+        scratch::remove(own_pid);
+    }
     clone::exit_now(if sent.is_ok() { 0 } else { NOT_SENT })
 }
 

@@ -48,3 +48,33 @@ pub fn bounded_reason(mut text: String) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::message::{Failure, Target, ToAgent};
+
+    #[test]
+    fn longest_reason_fits_into_a_message() {
+        let reason = bounded_reason("é".repeat(REASON_BYTES));
+        let target = Target { container: "c".repeat(1024), exec: "e".repeat(1024) };
+        let failure = Failure::Runtime;
+        let message = ToAgent::LaunchFailed { request: u64::MAX, target, failure, reason };
+        let bytes = encode(&message).unwrap();
+        assert_eq!(decode::<ToAgent>(&bytes).unwrap(), message);
+    }
+
+    #[test]
+    fn message_beyond_the_limit_is_refused() {
+        let key = "k".repeat(LINK_MESSAGE_BYTES);
+        let error = encode(&ToAgent::Kept { key, names: Vec::new() }).unwrap_err();
+        assert!(matches!(error, CodecError::TooLong(_)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            let _ = decode::<ToAgent>(&bytes);
+        }
+    }
+}

@@ -143,3 +143,70 @@ fn failed(error: io::Error) -> LinkError {
         _ => LinkError::Socket(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Link, OwnedFd) {
+        let (ours, theirs) = seqpacket::pair(true).unwrap();
+        (Link::new(ours), theirs)
+    }
+
+    fn read(agent: &OwnedFd) -> Option<(ToAgent, usize)> {
+        let mut buffer = vec![0; LINK_MESSAGE_BYTES];
+        let datagram = seqpacket::receive(agent.as_fd(), &mut buffer).ok()?;
+        let message = codec::decode(&buffer[..datagram.bytes]).unwrap();
+        Some((message, datagram.fds.len()))
+    }
+
+    /// Far more than a socket holds: the agent reads in bursts, init flushes when there is room.
+    #[test]
+    fn messages_that_do_not_fit_arrive_in_order_with_their_descriptors() {
+        let (mut link, agent) = pair();
+        let fd = Rc::new(seqpacket::pair(true).unwrap().0);
+        for beat in 0..3000 {
+            let fds = vec![fd.clone(); (beat % 3) as usize];
+            link.send(&ToAgent::Ping { beat }, fds).unwrap();
+        }
+        assert!(link.waits_for_room());
+        let mut next = 0;
+        while next < 3000 {
+            while let Some((message, fds)) = read(&agent) {
+                assert_eq!(message, ToAgent::Ping { beat: next });
+                assert_eq!(fds as u64, next % 3);
+                next += 1;
+            }
+            link.flush().unwrap();
+        }
+        assert!(!link.waits_for_room());
+        assert_eq!(Rc::strong_count(&fd), 1, "descriptors are held though their message is out");
+    }
+
+    #[test]
+    fn agent_that_does_not_read_is_noticed_once_it_is_greeted() {
+        let (mut link, _agent) = pair();
+        let mut sent = 0;
+        while !link.waits_for_room() {
+            link.send(&ToAgent::Ping { beat: sent }, Vec::new()).unwrap();
+            sent += 1;
+        }
+        link.limit_queue();
+        for beat in 0..LINK_QUEUE_MESSAGES as u64 {
+            link.send(&ToAgent::Ping { beat }, Vec::new()).unwrap();
+        }
+        let error = link.send(&ToAgent::Caught, Vec::new()).unwrap_err();
+        assert!(matches!(error, LinkError::QueueFull(_)), "{error}");
+    }
+
+    #[test]
+    fn closed_link_and_garbage_are_told_apart() {
+        let (mut link, agent) = pair();
+        assert!(link.receive().unwrap().is_none());
+        seqpacket::send(agent.as_fd(), &[0xff; 8], &[]).unwrap();
+        assert!(matches!(link.receive().unwrap_err(), LinkError::Codec(_)));
+        drop(agent);
+        assert!(matches!(link.receive().unwrap_err(), LinkError::Closed));
+        assert!(matches!(link.send(&ToAgent::Caught, Vec::new()).unwrap_err(), LinkError::Closed));
+    }
+}
