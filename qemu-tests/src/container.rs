@@ -310,15 +310,15 @@ impl<'vm> Task<'vm> {
 impl Running<'_> {
     /// Waits for the exit, for [`PATIENCE_S`] at most.
     pub async fn exit(&mut self) -> WaitResponse {
-        if let Some(answer) = &self.answer {
-            return answer.clone();
+        if let Some(answer) = self.answer {
+            return answer;
         }
         let answer = timeout(Duration::from_secs(PATIENCE_S), &mut self.waiting).await;
         let answer = answer
             .unwrap_or_else(|_| panic!("{}: no exit", self.task.id))
             .expect("Wait does not panic");
         let answer = answer.unwrap_or_else(|error| panic!("wait of {}: {error}", self.task.id));
-        self.answer = Some(answer.clone());
+        self.answer = Some(answer);
         answer
     }
 

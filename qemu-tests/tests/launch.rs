@@ -53,7 +53,7 @@ fn container_has_a_session_keyring_of_its_own() {
         let one = vm.run("one", wish.clone()).await.text();
         let two = vm.run("two", wish).await.text();
         let session = |text: &str| {
-            let line = text.lines().find(|line| line.contains("_ses"));
+            let line = text.lines().find(|line| line.contains(" _ses:"));
             line.and_then(|line| line.split(' ').next()).map(str::to_owned)
         };
         assert!(session(&one).is_some(), "no keyring in:\n{one}");

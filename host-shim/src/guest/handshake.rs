@@ -41,7 +41,10 @@ pub enum StreamError {
     },
 }
 
-pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(mut connection: S, id: &str) -> Result<S, StreamError> {
+pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    mut connection: S,
+    id: &str,
+) -> Result<S, StreamError> {
     let on_handshake = |source| StreamError::Handshake { id: id.to_owned(), source };
     let on_io = |source| StreamError::Io { id: id.to_owned(), source };
     let wanted = StreamId::try_from(id.to_owned()).map_err(on_handshake)?;
@@ -54,7 +57,9 @@ pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(mut connection: S, i
         match acceptor.handle_bytes(&buffer[..want]).map_err(on_handshake)? {
             None => {}
             Some(got) if got == wanted => return Ok(connection),
-            Some(text) => return Err(StreamError::Refused { id: id.to_owned(), text: text.to_string() }),
+            Some(text) => {
+                return Err(StreamError::Refused { id: id.to_owned(), text: text.to_string() });
+            }
         }
     }
 }
@@ -90,7 +95,10 @@ mod tests {
             let id = StreamId::try_from("a".to_owned()).unwrap();
             guest.write_all(&encode_duplicate(&id)).await.unwrap();
             let error = open(host, "a").await.unwrap_err();
-            assert_eq!(error.to_string(), "the guest refuses stream \"a\": stream \"a\" already exists");
+            assert_eq!(
+                error.to_string(),
+                "the guest refuses stream \"a\": stream \"a\" already exists"
+            );
         });
     }
 }

@@ -78,14 +78,20 @@ pub struct NotServing {
 
 impl Guest {
     /// Dials until the guest answers `System.Info`, for `deadline` at most.
-    pub async fn connect(dial: Arc<dyn Dial>, ports: Ports, deadline: Duration) -> Result<Self, NotServing> {
+    pub async fn connect(
+        dial: Arc<dyn Dial>,
+        ports: Ports,
+        deadline: Duration,
+    ) -> Result<Self, NotServing> {
         let until = Instant::now() + deadline;
         loop {
             let attempt = timeout(ATTEMPT_DEADLINE, Self::attempt(dial.clone(), ports)).await;
             let last = match attempt {
                 Ok(Ok(guest)) => return Ok(guest),
                 Ok(Err(error)) => error,
-                Err(_) => io::Error::new(io::ErrorKind::TimedOut, "the guest accepted and did not answer"),
+                Err(_) => {
+                    io::Error::new(io::ErrorKind::TimedOut, "the guest accepted and did not answer")
+                }
             };
             if Instant::now() >= until {
                 return Err(NotServing { deadline, last });

@@ -30,7 +30,7 @@ pub enum Command {
     /// Example:
     ///     vminitctl run --rootfs ./rootfs -- sh -c 'echo out; echo err >&2; exit 3'
     #[command(verbatim_doc_comment)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
 
     /// Print what is made from this table
     #[command(hide = true)]

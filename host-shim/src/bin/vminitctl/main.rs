@@ -16,7 +16,7 @@ const FAILED: i32 = 125;
 fn main() {
     let cli = cli::Cli::parse();
     let outcome = match cli.command {
-        cli::Command::Run(args) => run::run(args),
+        cli::Command::Run(args) => run::run(*args),
         cli::Command::Generate { what } => {
             print!("{}", cli::generate(what));
             Ok(0)

@@ -130,10 +130,40 @@ impl RunError {
     /// Our exit status for it.
     pub fn status(&self) -> i32 {
         match self {
-            Self::Create(text) if text.contains("executable file not found") => 127,
-            Self::Create(text) if text.contains("permission denied") => 126,
+            Self::Create(text) => of_program(text),
             Self::Interrupted(signal) => 128 + signal.number(),
             _ => crate::FAILED,
+        }
+    }
+}
+
+/// What a shell would answer for a program that cannot run; the guest's words are those of other runtimes:
+/// `exec: "PROGRAM": REASON`.
+fn of_program(text: &str) -> i32 {
+    match text.rsplit_once("exec: \"").map(|(_, reason)| reason) {
+        Some(reason) if reason.contains("executable file not found") => 127,
+        Some(reason) if reason.contains("no such file or directory") => 127,
+        Some(reason) if reason.contains("permission denied") => 126,
+        Some(reason) if reason.contains("is a directory") => 126,
+        _ => crate::FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_is_a_shells_for_a_program_that_cannot_run_and_125_else() {
+        for (reason, status) in [
+            ("exec: \"nope\": executable file not found in $PATH", 127),
+            ("exec: \"/bin/nope\": stat /bin/nope: no such file or directory", 127),
+            ("exec: \"mode\": permission denied", 126),
+            ("exec: \"/bin\": is a directory", 126),
+            ("mount /x: no such file or directory", 125),
+        ] {
+            let text = format!("OCI runtime create failed: failed to create container: {reason}");
+            assert_eq!(RunError::Create(text).status(), status, "{reason}");
         }
     }
 }
