@@ -148,10 +148,24 @@ impl InitClient {
 
     /// Has what is kept closed; returns when it is.
     pub async fn release(&self, key: String) -> Result<(), LinkError> {
-        let request = self.next_request();
-        let answer = self.ask(request);
-        self.link.send(&ToInit::Release { request, key }, &[]).await?;
-        answer.await.map(drop).map_err(|_| LinkError::Closed)
+        self.release_all([key]).await
+    }
+
+    /// The same for several keys, for the price of one wait.
+    pub async fn release_all(
+        &self,
+        keys: impl IntoIterator<Item = String>,
+    ) -> Result<(), LinkError> {
+        let mut answers = vec![];
+        for key in keys {
+            let request = self.next_request();
+            answers.push(self.ask(request));
+            self.link.send(&ToInit::Release { request, key }, &[]).await?;
+        }
+        for answer in answers {
+            answer.await.map_err(|_| LinkError::Closed)?;
+        }
+        Ok(())
     }
 
     /// The process's exit, if any, is no longer of interest.
@@ -174,6 +188,11 @@ impl InitClient {
 
     fn exit_slot(&self, process: ProcessHandle) -> ExitSlot {
         lock(&self.exits).slot(process)
+    }
+
+    /// Ends a launch that is under way; its answer says how that went.
+    pub async fn cancel(&self, request: RequestId) -> Result<(), LinkError> {
+        self.link.send(&ToInit::CancelLaunch { request }, &[]).await
     }
 
     /// The agent accepts connections.

@@ -119,7 +119,7 @@ pub async fn close(
 }
 
 /// Under which key init keeps a stream.
-fn kept_key(id: &StreamId) -> String {
+pub fn kept_key(id: &StreamId) -> String {
     format!("{KEPT_PREFIX}{id}")
 }
 

@@ -159,13 +159,16 @@ async fn release(
     id: &ContainerId,
     streams: HashMap<StreamId, Arc<End>>,
 ) -> Result<(), LinkError> {
-    let (outputs, stdin) =
-        tokio::join!(agent.init.release(kept_outputs(id)), agent.init.release(kept_stdin(id)));
-    outputs.and(stdin)?;
+    let of_process = [kept_outputs(id), kept_stdin(id)];
+    let released = agent
+        .init
+        .release_all(of_process.into_iter().chain(streams.keys().map(listener::kept_key)))
+        .await;
     for (id, end) in streams {
-        listener::close(&id, Some(end), &agent.streams, &agent.init).await?;
+        drop(end);
+        agent.streams.forget(&id);
     }
-    Ok(())
+    released
 }
 
 /// A hook that fails is logged and no more: the container is gone whatever it says.

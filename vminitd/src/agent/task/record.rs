@@ -156,6 +156,11 @@ impl Counters {
         Arc::new(OneOf { counters: self.clone(), count })
     }
 
+    /// Whether the event was published, by this agent or an earlier one.
+    pub fn is_published(&self, event: Once) -> bool {
+        self.0.get(PUBLISHED + event as usize).load(Relaxed) != 0
+    }
+
     /// Whether the event was published before, by this agent or an earlier one; from now on it was.
     pub fn was_published(&self, event: Once) -> bool {
         self.0.get(PUBLISHED + event as usize).swap(1, Relaxed) != 0

@@ -1,24 +1,28 @@
 //! Rebuilds the containers that agents before this one left: from their records, and from what
 //! init handed over.
 //!
-//! Promises: a container whose process was launched is there again, with its stdio moving from
-//! where it stopped; one whose launch failed or never reached init is removed without a trace; what
-//! was published is not published again.
+//! Promises: a container whose Create was (or may have been) answered is there again, with its stdio
+//! moving from where it stopped; one whose Create was not is removed without a trace, as after any
+//! Create that failed; what was published is not published again.
 //! Never: asks the kernel whether a process lives: init knows.
 //!
 //! Restoring replays a record through the state machine. What was published is marked in the
-//! container's counters, so a replayed step does not publish it a second time.
+//! container's counters, so a replayed step does not publish it a second time. The mark of
+//! TaskCreate, which is set before Create answers, tells the two cases apart.
 //!
 //! | record | init says | becomes |
 //! |---|---|---|
-//! | no exit | launched | created; running too, if it was told to start |
-//! | no exit | launching | its id stays taken until init's answer, then one of the other rows |
+//! | no exit, marked | launched | created; running too, if it was told to start |
+//! | no exit, not marked | launched | killed and removed |
+//! | no exit | launching | cancelled, and removed after init's answer |
 //! | no exit | failed, or nothing | removed |
 //! | exit | anything | stopped |
 //! | unreadable | anything | removed as far as its id tells what there is |
+//!
+//! Removing goes on while the agent serves already; until it is done, the id is taken.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +32,7 @@ use vminitd_protocol::handshake::StreamId;
 use super::cleanup::{self, Remains};
 use super::container::{Container, kept_outputs, kept_stdin};
 use super::process::Process;
-use super::record::{Counters, Record};
+use super::record::{Counters, Once, Record};
 use super::start::notify;
 use super::table::Reservation;
 use crate::agent::Agent;
@@ -43,8 +47,9 @@ use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener::kept_id;
 use crate::agent::stdio::wiring::{Pipes, Uris};
 use crate::link::message::RequestId;
+use crate::sys::pidfd::send_signal;
 
-/// Containers whose launch was still under way when their agent died.
+/// Containers whose launch was still under way when their agent died, and is being cancelled.
 #[derive(Default)]
 pub struct Pending(Mutex<HashMap<RequestId, Orphan>>);
 
@@ -57,7 +62,7 @@ struct Orphan {
     pipes: Pipes,
 }
 
-/// Rebuilds everything. Returns when every container is there again, or on its way out.
+/// Rebuilds everything. Returns when every container that stays is there again.
 pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
     let records = load(agent);
     let mut streams = streams(&mut handover);
@@ -65,29 +70,28 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
         agent.init.handle_exit(exit);
     }
     let mut known = vec![];
-    let mut doomed = vec![];
     for (id, record) in records {
         let Some(orphan) = adopt_record(agent, id, record, &mut handover, &mut streams) else {
             continue;
         };
         let request = orphan.record.request;
         let process = handover.launched.remove(&request);
+        known.extend(process.as_ref().map(|process| process.process));
         if handover.launching.contains(&request) {
             lock(&agent.pending.0).insert(request, orphan);
-        } else if let Some(process) = process {
-            known.push(process.process);
-            match launched(agent, process) {
-                Some(launched) => rebuild(agent, orphan, Some(launched)).await,
-                None => doomed.push((orphan, None)),
+            if let Err(error) = agent.init.cancel(request).await {
+                warn!(error = %chain(&error), "a launch is not cancelled");
             }
-        } else if orphan.record.exit.is_some() {
-            rebuild(agent, orphan, None).await;
-        } else {
-            doomed.push((orphan, None));
+            continue;
         }
-    }
-    for (orphan, process) in doomed {
-        destroy(agent, orphan, process).await;
+        let launched = process.and_then(|process| launched(agent, process));
+        let stays =
+            orphan.record.exit.is_some() || (launched.is_some() && was_answered(agent, &orphan.id));
+        if stays {
+            rebuild(agent, orphan, launched).await;
+        } else {
+            tokio::spawn(destroy(agent.clone(), orphan, launched));
+        }
     }
     forget_strangers(agent, handover, known).await;
     register_unclaimed(agent, streams);
@@ -96,19 +100,25 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
 /// A launch of an earlier agent has ended.
 pub async fn inherited(agent: Arc<Agent>, inherited: Inherited) {
     let orphan = lock(&agent.pending.0).remove(&inherited.request);
-    match (orphan, inherited.outcome) {
-        (Some(orphan), Outcome::Launched(launched)) => {
-            rebuild(&agent, orphan, Some(launched)).await
-        }
-        (Some(orphan), Outcome::Failed(_) | Outcome::Done) => destroy(&agent, orphan, None).await,
+    let launched = match inherited.outcome {
+        Outcome::Launched(launched) => Some(launched),
+        Outcome::Failed(_) | Outcome::Done => None,
+    };
+    match (orphan, launched) {
+        (Some(orphan), launched) => destroy(agent, orphan, launched).await,
         // Its container is not there any more: nor may the process be.
-        (None, Outcome::Launched(launched)) => {
-            let pidfd = std::os::fd::AsFd::as_fd(&launched.pidfd);
-            let _ = crate::sys::pidfd::send_signal(pidfd, libc::SIGKILL);
+        (None, Some(launched)) => {
+            let _ = send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
             let _ = agent.init.forget(launched.process).await;
         }
-        (None, Outcome::Failed(_) | Outcome::Done) => {}
+        (None, None) => {}
     }
+}
+
+/// Whether the host may know that the container was created.
+fn was_answered(agent: &Agent, id: &ContainerId) -> bool {
+    let counters = Counters::open(&agent.dirs.container(id));
+    counters.is_ok_and(|counters| counters.is_published(Once::Create))
 }
 
 fn load(agent: &Agent) -> Vec<(ContainerId, Record)> {
@@ -213,8 +223,7 @@ async fn rebuild(agent: &Arc<Agent>, orphan: Orphan, launched: Option<Launched>)
         Err(error) => {
             warn!(container = %id, error = %chain(&error), "container removed");
             let orphan = Orphan { id, record, reservation, streams, pipes };
-            let process = launched.map(|launched| launched.process);
-            return destroy(agent, orphan, process).await;
+            return destroy(agent.clone(), orphan, launched).await;
         }
     };
     let cgroup = Cgroup::at(agent.dirs.cgroup(&id));
@@ -270,12 +279,13 @@ async fn replay(agent: &Arc<Agent>, container: &Arc<Container>, record: &Record,
     }
 }
 
-async fn destroy(agent: &Arc<Agent>, orphan: Orphan, process: Option<u64>) {
+async fn destroy(agent: Arc<Agent>, orphan: Orphan, launched: Option<Launched>) {
     let Orphan { id, record, reservation, streams, pipes } = orphan;
-    info!(container = %id, "a create that its agent did not finish: removed");
+    info!(container = %id, "a create that was never answered: removed");
     drop(pipes);
+    let process = launched.map(|launched| launched.process);
     let remains = Remains { id: id.clone(), record, streams, process };
-    if let Err(error) = cleanup::remove(agent, remains).await {
+    if let Err(error) = cleanup::remove(&agent, remains).await {
         warn!(container = %id, error = %chain(&error), "something of it stays");
     }
     drop(reservation);
@@ -286,7 +296,7 @@ async fn forget_strangers(agent: &Arc<Agent>, handover: Handover, known: Vec<u64
     for (_, process) in handover.launched {
         warn!(container = process.target.container, pid = process.pid, "a process of no container");
         if let Some(pidfd) = process.fds.first() {
-            let _ = crate::sys::pidfd::send_signal(std::os::fd::AsFd::as_fd(pidfd), libc::SIGKILL);
+            let _ = send_signal(pidfd.as_fd(), libc::SIGKILL);
         }
         let _ = agent.init.forget(process.process).await;
     }
