@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use qemu_tests::{Vm, Wish, inspector, noise, vm_test};
+use qemu_tests::{PATIENCE_S, Vm, Wish, inspector, noise, vm_test};
 use tokio::io::AsyncWriteExt;
+use tokio::time::{sleep, timeout};
 use vminitd_protocol::pb::containerd::v1::types::Status;
 
 const SIGKILL: &str = "9";
@@ -15,14 +16,30 @@ const SIGSTOP: &str = "19";
 /// Sends the agent a signal, and returns how long it took until a new one answered.
 async fn blow(vm: &Vm, round: usize, signal: &str) -> Duration {
     let id = format!("blow{round}");
+    let before = agents(vm);
     let task = vm.create(&id, inspector(&["inspect", "signal", signal])).await.expect("create");
     let started = Instant::now();
     // The answer dies with the agent, or comes before it.
-    let _ = tokio::time::timeout(Duration::from_secs(5), task.start()).await;
+    let _ = timeout(Duration::from_secs(5), task.start()).await;
+    // Not before the old agent is gone: it may well answer until then.
+    let another = async {
+        while agents(vm) == before {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(PATIENCE_S), another).await.expect("another agent");
     vm.reconnect().await;
     let took = started.elapsed();
     vm.delete_by_force(&id).await;
     took
+}
+
+/// How many agents have served in this VM, by the console.
+fn agents(vm: &Vm) -> usize {
+    vm.console()
+        .lines()
+        .filter(|line| line.contains("init: agent ") && line.contains(" serves"))
+        .count()
 }
 
 async fn survives(vm: &Vm, signal: &str) {

@@ -70,7 +70,10 @@ fn list(root: &Path) {
             let target = fs::read_link(fd.path()).unwrap_or_default().display().to_string();
             // Init keeps its launchers' cgroups for the next launches.
             if !target.contains("/vminitd/launch-") {
-                lines.push(format!("fd {name} {}", target.split(":[").next().unwrap_or("")));
+                let kind = target.split(":[").next().unwrap_or("");
+                let number = fd.file_name().to_str().and_then(|n| n.parse().ok()).unwrap_or(-1);
+                let what = if kind == "socket" { socket(pid, number) } else { String::new() };
+                lines.push(format!("fd {name} {kind}{what}"));
             }
         }
     }
@@ -79,6 +82,29 @@ fn list(root: &Path) {
     lines.sort();
     for line in lines {
         println!("{line}");
+    }
+}
+
+/// What a socket of another process is: vsock ones by their own port, others by their family.
+fn socket(pid: i32, fd: i32) -> String {
+    // SAFETY: no memory is passed; see pidfd_open(2) and pidfd_getfd(2).
+    let copy = unsafe {
+        let process = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        let copy = libc::syscall(libc::SYS_pidfd_getfd, process, fd, 0);
+        libc::close(process as i32);
+        copy as i32
+    };
+    // SAFETY: plain data, for which all zero is valid.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `address`, which outlives the call.
+    let named = unsafe { libc::getsockname(copy, (&raw mut address).cast(), &raw mut length) };
+    // SAFETY: the copy is ours, and not used after this; -1 is refused.
+    unsafe { libc::close(copy) };
+    match (named, i32::from(address.svm_family)) {
+        (0, libc::AF_VSOCK) => format!(" vsock {}", address.svm_port),
+        (0, family) => format!(" family {family}"),
+        _ => " ?".to_owned(),
     }
 }
 
