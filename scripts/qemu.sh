@@ -35,13 +35,17 @@ install_from_backports() {
     keyring=$(own_keyring)
     mkdir -p "$state/lists/partial"
     printf "deb ${keyring:+[signed-by=$keyring] }$mirror %s main\n" "$codename" "$codename-updates" "$codename-backports" >"$state/sources.list"
-    options=(-o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$state/lists")
+    # Only QEMU itself comes from backports. With `-t` its libraries would too, and what is built against them later (libelf-dev, for
+    # the kernel) could not be installed any more.
+    printf 'Package: qemu-* seabios\nPin: release n=%s-backports\nPin-Priority: 990\n' "$codename" >"$state/preferences"
+    options=(-o "Dir::Etc::preferences=$state/preferences" -o Dir::Etc::preferencesparts=-)
+    options+=(-o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$state/lists")
     # apt drops root for its downloads and then cannot read below a private home.
     options+=(-o APT::Sandbox::User=root)
     apt_lock
     say "installing ${PACKAGES[*]} from $codename-backports (30 s; apt's own sources stay as they are)"
     apt_get "${options[@]}" update
-    apt_get "${options[@]}" -t "$codename-backports" install --no-install-recommends "${PACKAGES[@]}"
+    apt_get "${options[@]}" install --no-install-recommends "${PACKAGES[@]}"
     apt_unlock
 }
 
