@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use qemu_tests::{noise, rootfs, sha256};
+use qemu_tests::{Wish, noise, rootfs, sha256};
 
 fn vminitctl() -> Command {
     let dist = std::env::var_os("VMINITD_DIST")
@@ -135,4 +135,35 @@ fn run_names_the_option_and_what_would_do() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(125), "{text}");
     assert!(text.contains("/no/such"), "{text}");
+}
+
+#[test]
+fn run_notices_nothing_when_the_agent_is_killed() {
+    let bundle = tempfile::tempdir().expect("a directory");
+    let mut wish = Wish::sh("inspect signal 9; sleep 1; cat; exit 4")
+        .in_guest_pid_namespace()
+        .with_guest_root();
+    // The guest's own root is no path of the host's; what is in the pid namespace does.
+    let mounts = wish.spec["mounts"].as_array_mut().expect("the default spec has some");
+    mounts.retain(|mount| mount["destination"] != "/guest");
+    std::fs::write(bundle.path().join("config.json"), wish.spec.to_string()).expect("a new file");
+    std::os::unix::fs::symlink(rootfs(), bundle.path().join("rootfs")).expect("a new link");
+    let mut child = vminitctl()
+        .args(["run", "-i", "--bundle"])
+        .arg(bundle.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("vminitctl starts");
+    let input = noise(5, 3 << 20);
+    // What goes in comes out again, so both have to be moved at the same time.
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let sent = input.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&sent));
+    let output = child.wait_with_output().expect("it ends");
+    writer.join().expect("a writer").expect("it reads");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    assert!(output.stdout == input, "{} bytes; {stderr}", output.stdout.len());
 }

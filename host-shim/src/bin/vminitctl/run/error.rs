@@ -88,6 +88,9 @@ pub enum RunError {
     /// A signal came before the command ran.
     #[error("interrupted by signal {0} before the command ran")]
     Interrupted(Signal),
+    /// The agent in the guest was lost, and none came back.
+    #[error("lost the guest while the command ran")]
+    AgentGone(#[source] NotServing),
     /// A stream could not be opened.
     #[error(transparent)]
     Stream(#[from] StreamError),

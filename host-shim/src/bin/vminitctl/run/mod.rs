@@ -71,7 +71,7 @@ async fn boot_and_run(
     let mut timings = Timings::start();
     let machine = Arc::new(Machine::boot(describe(&args, &container)?, options).await?);
 
-    let guest = tokio::select! {
+    let mut guest = tokio::select! {
         guest = Guest::connect(machine.clone(), Ports::default(), BOOT_DEADLINE) => {
             guest.map_err(|source| RunError::NotServing { source, console: console.story() })?
         }
@@ -83,7 +83,7 @@ async fn boot_and_run(
     timings.serving(&console);
 
     let status = tokio::select! {
-        status = life(&args, &container, &guest, &mut signals, &mut timings) => status,
+        status = life(&args, &container, &mut guest, &mut signals, &mut timings) => status,
         exited = machine.exited() => {
             Err(RunError::died("the VM ended while the command ran", &exited, &console))
         }
@@ -124,7 +124,7 @@ fn describe(args: &RunArgs, container: &Container) -> Result<Description, RunErr
 async fn life(
     args: &RunArgs,
     container: &Container,
-    guest: &Guest,
+    guest: &mut Guest,
     signals: &mut signals::Signals,
     timings: &mut Timings,
 ) -> Result<i32, RunError> {
@@ -150,11 +150,7 @@ async fn life(
     timings.created();
 
     // Asked before Start, so that no exit can come unseen.
-    let waiting = tokio::spawn({
-        let task = guest.task();
-        let request = WaitRequest { id: CONTAINER.to_owned(), ..Default::default() };
-        async move { task.wait(unlimited(), &request).await }
-    });
+    let waiting = ask_for_exit(guest);
     let start = StartRequest { id: CONTAINER.to_owned(), ..Default::default() };
     guest.task().start(unlimited(), &start).await.map_err(RunError::create)?;
     timings.started();
@@ -170,18 +166,32 @@ async fn life(
     Ok(exit.exit_status as i32)
 }
 
-/// Waits for the exit; meanwhile passes signals on, and ends a command whose reader went away.
+type Waiting = tokio::task::JoinHandle<ttrpc::Result<WaitResponse>>;
+
+fn ask_for_exit(guest: &Guest) -> Waiting {
+    let task = guest.task();
+    let request = WaitRequest { id: CONTAINER.to_owned(), ..Default::default() };
+    tokio::spawn(async move { task.wait(unlimited(), &request).await })
+}
+
+/// Waits for the exit; meanwhile passes signals on, and ends a command whose reader went away. The agent may be
+/// replaced under it: the command runs on, and its exit is asked for again on a new connection.
 async fn wait_and_forward(
-    guest: &Guest,
-    mut waiting: tokio::task::JoinHandle<ttrpc::Result<WaitResponse>>,
+    guest: &mut Guest,
+    mut waiting: Waiting,
     signals: &mut signals::Signals,
     running: &mut stdio::Running,
 ) -> Result<WaitResponse, RunError> {
     loop {
         tokio::select! {
-            answer = &mut waiting => {
-                return answer.expect("Wait does not panic").map_err(RunError::rpc("Task.Wait"));
-            }
+            answer = &mut waiting => match answer.expect("Wait does not panic") {
+                Ok(exit) => return Ok(exit),
+                Err(error @ ttrpc::Error::RpcStatus(_)) => return Err(RunError::rpc("Task.Wait")(error)),
+                Err(_) => {
+                    *guest = guest.reconnect(BOOT_DEADLINE).await.map_err(RunError::AgentGone)?;
+                    waiting = ask_for_exit(guest);
+                }
+            },
             signal = signals.next() => signals::forward(guest, CONTAINER, signal).await,
             () = running.reader_gone() => {
                 // A local command would die of SIGPIPE; PID 1 of a namespace ignores that.
