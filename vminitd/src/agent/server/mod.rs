@@ -10,3 +10,6 @@ pub mod connection;
 pub mod services;
 pub mod socket;
 pub mod unbuilt;
+
+#[cfg(test)]
+mod tests;
