@@ -63,7 +63,8 @@ find_source() {
         tarball=$VMINITD_LINUX_TARBALL
         source_id=$(sha256sum <"$tarball")
     else
-        apt_need "the kernel's source; 140 MB" linux-source-6.12
+        (apt_need "the kernel's source; 140 MB" linux-source-6.12) ||
+            die "Debian 12 has it in bookworm-security; elsewhere set VMINITD_LINUX_TARBALL to a linux-6.12 tarball"
         tarball=/usr/src/linux-source-6.12.tar.xz
         [[ -e $tarball ]] || die "no $tarball; set VMINITD_LINUX_TARBALL to a linux-6.12 tarball"
         source_id=$(dpkg-query -W -f '${Version}' linux-source-6.12)
