@@ -77,7 +77,7 @@ apt_need() {
     if ((${#missing[@]})); then
         say "installing ${missing[*]} (for $reason)"
         # A fresh image has no package lists at all; lists that are too old show as a download that fails.
-        apt_get install --no-install-recommends "${missing[@]}" || {
+        apt_get install --no-install-recommends "${missing[@]}" 2>/dev/null || {
             say "refreshing apt's package lists, then once more"
             apt_get update
             apt_get install --no-install-recommends "${missing[@]}" || die "apt could not install ${missing[*]}"
