@@ -115,6 +115,8 @@ pub const UNCLAIMED_STREAM_AGE: Duration = Duration::from_secs(60);
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Silence after which a stream counts as empty once `CloseIO` was called.
 pub const STDIN_QUIET: Duration = Duration::from_millis(200);
+/// After a named pipe read as ended though it has writers, before it is read again.
+pub const FIFO_PAUSE: Duration = Duration::from_millis(10);
 /// From SIGTERM to SIGKILL when the VM shuts down.
 pub const TERM_TO_KILL: Duration = Duration::from_secs(10);
 /// For killed processes to be gone.
@@ -125,8 +127,6 @@ pub const FREEZE: Duration = Duration::from_secs(10);
 pub const REPLY_BEFORE_POWER_OFF: Duration = Duration::from_millis(100);
 /// After an accept that failed for lack of something, before the next.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// On top of a launch's own deadline, before an agent that did not ask for it gives it up.
-pub const ADOPTION_GRACE: Duration = Duration::from_secs(5);
 
 // How stdio is moved.
 

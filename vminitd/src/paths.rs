@@ -48,3 +48,9 @@ pub const AGENT_NUMBERS: &str = "/run/vminitd/numbers";
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The socket in libcontainer's directory of a container on which its init waits for its start.
 pub const NOTIFY_SOCKET: &str = "notify.sock";
+/// Where output goes that nobody takes any more.
+pub const NULL: &str = "/dev/null";
+/// This process's descriptors, by number.
+pub const OWN_FDS: &str = "/proc/self/fd";
+/// The kernel's processes, by pid.
+pub const PROC: &str = "/proc";

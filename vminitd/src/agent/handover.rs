@@ -3,7 +3,7 @@
 //! Owns: all of it, until the agent has rebuilt its state from it.
 //! Promises: nothing of it is acted on before all of it is there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use crate::link::agent::{Link, LinkError};
@@ -22,8 +22,8 @@ pub struct Handover {
     pub kept: HashMap<String, Vec<(String, OwnedFd)>>,
     /// Processes that nobody told init to forget, by the request that launched them.
     pub launched: HashMap<RequestId, Process>,
-    /// Launches under way.
-    pub launching: HashSet<RequestId>,
+    /// Launches under way, and for whom.
+    pub launching: HashMap<RequestId, Target>,
     /// Launches that failed while there was no agent.
     pub failed: HashMap<RequestId, (Failure, String)>,
     /// Exits that are not acknowledged.
@@ -61,8 +61,8 @@ pub async fn receive(link: &Link) -> Result<Handover, LinkError> {
             ToAgent::Launched { request, target, process, pid } => {
                 all.launched.insert(request, Process { target, process, pid, fds });
             }
-            ToAgent::Launching { request, target: _ } => {
-                all.launching.insert(request);
+            ToAgent::Launching { request, target } => {
+                all.launching.insert(request, target);
             }
             ToAgent::LaunchFailed { request, target: _, failure, reason } => {
                 all.failed.insert(request, (failure, reason));

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::paths::PROC;
 use crate::sys::async_fd::AsyncOwnedFd;
 use crate::sys::pidfd;
 
@@ -147,7 +148,8 @@ impl Cgroup {
 
     fn contains(&self, pid: u32) -> bool {
         // "0::/containers/x/child": relative to the hierarchy's root.
-        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let text = fs::read_to_string(Path::new(PROC).join(pid.to_string()).join("cgroup"))
+            .unwrap_or_default();
         let found = text.lines().find_map(|line| line.strip_prefix("0::/"));
         found.is_some_and(|below| {
             self.path.ancestors().any(|root| root.join(below).starts_with(&self.path))

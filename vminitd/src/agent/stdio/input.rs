@@ -5,16 +5,16 @@
 //! the process no longer reads; everything that came before the end is in the pipe by then.
 //! Never: holds a byte in memory, or reads what the process will not take.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::end::{End, move_some};
 use crate::agent::profile::CloseIo;
+use crate::limits::FIFO_PAUSE;
 use crate::sys::splice::readiness;
-use std::os::fd::AsFd;
 
 /// Why stdin ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ fn starting(source: &Source) -> bool {
 
 async fn source_starts(source: &Source) {
     // Without this pause a writer that opened and has written nothing would make a busy loop.
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    tokio::time::sleep(FIFO_PAUSE).await;
     let _ = source.end().readable().await;
 }
 
@@ -100,7 +100,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::Shutdown;
     use std::os::unix::net::UnixStream;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::sys::splice::pipe;

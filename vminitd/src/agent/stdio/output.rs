@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 
 use super::end::{End, move_some};
 use crate::limits::SPLICES_PER_TURN;
+use crate::paths;
 use crate::sys::splice::readable_bytes;
 use crate::sys::stream_socket::shutdown_write;
 
@@ -149,7 +150,7 @@ impl Output {
     }
 
     async fn discard(&self) -> io::Result<()> {
-        let null = OpenOptions::new().write(true).open("/dev/null")?;
+        let null = OpenOptions::new().write(true).open(paths::NULL)?;
         self.feed(&End::new(null.into())?).await
     }
 }

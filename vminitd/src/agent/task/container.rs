@@ -22,7 +22,7 @@ use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
 
 use super::process::{Finished, Io, Process};
-use super::record::{Count, Once, Record};
+use super::record::{Count, Mark, Record};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
 use crate::agent::errors::chain;
@@ -132,7 +132,7 @@ impl Container {
         let output = |pipe, sink, count| self.move_output(pipe, sink, count);
         let stdout = output(pipes.stdout, ends.stdout, Count::Stdout)?;
         let stderr = output(pipes.stderr, ends.stderr, Count::Stderr)?;
-        let closing = watch::Sender::new(false);
+        let closing = watch::Sender::new(self.init.counters.is_set(Mark::StdinClosing));
         if let (Some(pipe), Some(source)) = (pipes.stdin, ends.stdin) {
             let (pipe, closing) = (End::new(pipe)?, closing.subscribe());
             let (agent, container) = (agent.clone(), self.clone());
@@ -234,7 +234,7 @@ impl Container {
     }
 
     fn publish_create(&self, agent: &Agent) {
-        if self.init.counters.was_published(Once::Create) {
+        if self.init.counters.set(Mark::Created) {
             return;
         }
         let record = self.record();
@@ -255,7 +255,7 @@ impl Container {
     }
 
     fn publish_start(&self, agent: &Agent) {
-        if self.init.counters.was_published(Once::Start) {
+        if self.init.counters.set(Mark::Started) {
             return;
         }
         let pid = self.init.pid();
@@ -272,7 +272,7 @@ impl Container {
     }
 
     fn publish_exit(&self, agent: &Agent, Exit { pid, exit }: Exit) {
-        let first_time = !self.init.counters.was_published(Once::Exit);
+        let first_time = !self.init.counters.set(Mark::Exited);
         let (stdout_bytes, stderr_bytes) = self.init.totals(first_time);
         if first_time {
             let event = TaskExit {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::record::{Count, Counters};
+use super::record::{Count, Counters, Mark};
 use crate::agent::errors::RpcError;
 use crate::agent::init_client::Launched;
 use crate::agent::lock;
@@ -132,6 +132,8 @@ impl Process {
 
     /// `CloseIO`. Again, or without a stdin, is fine.
     pub fn close_stdin(&self) {
+        // First where the next agent finds it: the host was told, and will not ask again.
+        self.counters.set(Mark::StdinClosing);
         if let Some(io) = self.io.get() {
             io.closing.send_replace(true);
         }
@@ -141,10 +143,13 @@ impl Process {
     /// long.
     pub async fn hand_over(&self) {
         let Some(io) = self.io.get() else { return };
-        for output in [&io.stdout, &io.stderr].into_iter().flatten() {
-            if !output.hand_over(DRAIN_PATIENCE).await {
-                warn!(pid = self.pid(), "the host does not take a process's output: going on");
-            }
+        let hand_over = async |output: &Option<Arc<Output>>| match output {
+            Some(output) => output.hand_over(DRAIN_PATIENCE).await,
+            None => true,
+        };
+        let (stdout, stderr) = tokio::join!(hand_over(&io.stdout), hand_over(&io.stderr));
+        if !(stdout && stderr) {
+            warn!(pid = self.pid(), "the host does not take a process's output: going on");
         }
     }
 

@@ -126,15 +126,18 @@ pub enum Count {
     StderrAtExit,
 }
 
-/// An event that is published once in a process's life.
+/// What happens once in a process's life, and must not happen again or be forgotten because an
+/// agent died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Once {
-    /// TaskCreate.
-    Create,
-    /// TaskStart.
-    Start,
-    /// TaskExit.
-    Exit,
+pub enum Mark {
+    /// TaskCreate was published.
+    Created,
+    /// TaskStart was published.
+    Started,
+    /// TaskExit was published.
+    Exited,
+    /// `CloseIO` was called.
+    StdinClosing,
 }
 
 impl Counters {
@@ -156,19 +159,19 @@ impl Counters {
         Arc::new(OneOf { counters: self.clone(), count })
     }
 
-    /// Whether the event was published, by this agent or an earlier one.
-    pub fn is_published(&self, event: Once) -> bool {
-        self.0.get(PUBLISHED + event as usize).load(Relaxed) != 0
+    /// Whether it happened, in this agent's time or before.
+    pub fn is_set(&self, mark: Mark) -> bool {
+        self.0.get(MARKS + mark as usize).load(Relaxed) != 0
     }
 
-    /// Whether the event was published before, by this agent or an earlier one; from now on it was.
-    pub fn was_published(&self, event: Once) -> bool {
-        self.0.get(PUBLISHED + event as usize).swap(1, Relaxed) != 0
+    /// It happens; returns whether it had before.
+    pub fn set(&self, mark: Mark) -> bool {
+        self.0.get(MARKS + mark as usize).swap(1, Relaxed) != 0
     }
 }
 
 /// Index of the first of the marks behind the counters.
-const PUBLISHED: usize = 16;
+const MARKS: usize = 16;
 
 struct OneOf {
     counters: Counters,
@@ -222,12 +225,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Counters::open(dir.path()).unwrap();
         first.counter(Count::Stderr).bytes().fetch_add(5, Relaxed);
-        assert!(!first.was_published(Once::Start));
+        assert!(!first.set(Mark::Started));
         drop(first);
         let second = Counters::open(dir.path()).unwrap();
         assert_eq!(second.get(Count::Stderr).load(Relaxed), 5);
         assert_eq!(second.get(Count::Stdout).load(Relaxed), 0);
-        assert!(second.was_published(Once::Start));
-        assert!(!second.was_published(Once::Exit));
+        assert!(second.is_set(Mark::Started) && second.set(Mark::Started));
+        assert!(!second.is_set(Mark::Exited));
     }
 }

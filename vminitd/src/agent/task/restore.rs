@@ -32,7 +32,7 @@ use vminitd_protocol::handshake::StreamId;
 use super::cleanup::{self, Remains};
 use super::container::{Container, kept_outputs, kept_stdin};
 use super::process::Process;
-use super::record::{Counters, Once, Record};
+use super::record::{Counters, Mark, Record};
 use super::start::notify;
 use super::table::Reservation;
 use crate::agent::Agent;
@@ -46,7 +46,7 @@ use crate::agent::process::lifecycle::Event;
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener::kept_id;
 use crate::agent::stdio::wiring::{Pipes, Uris};
-use crate::link::message::RequestId;
+use crate::link::message::{RequestId, Target};
 use crate::sys::pidfd::send_signal;
 
 /// Containers whose launch was still under way when their agent died, and is being cancelled.
@@ -60,6 +60,8 @@ struct Orphan {
     reservation: Reservation,
     streams: HashMap<StreamId, Arc<End>>,
     pipes: Pipes,
+    /// A launcher is at its start or deletion, with hooks.
+    hooks_run: bool,
 }
 
 /// Rebuilds everything. Returns when every container that stays is there again.
@@ -77,7 +79,7 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
         let request = orphan.record.request;
         let process = handover.launched.remove(&request);
         known.extend(process.as_ref().map(|process| process.process));
-        if handover.launching.contains(&request) {
+        if handover.launching.contains_key(&request) {
             lock(&agent.pending.0).insert(request, orphan);
             if let Err(error) = agent.init.cancel(request).await {
                 warn!(error = %chain(&error), "a launch is not cancelled");
@@ -118,7 +120,7 @@ pub async fn inherited(agent: Arc<Agent>, inherited: Inherited) {
 /// Whether the host may know that the container was created.
 fn was_answered(agent: &Agent, id: &ContainerId) -> bool {
     let counters = Counters::open(&agent.dirs.container(id));
-    counters.is_ok_and(|counters| counters.is_published(Once::Create))
+    counters.is_ok_and(|counters| counters.is_set(Mark::Created))
 }
 
 fn load(agent: &Agent) -> Vec<(ContainerId, Record)> {
@@ -200,7 +202,12 @@ fn adopt_record(
             own.insert(stream, end);
         }
     }
-    Some(Orphan { id, record, reservation, streams: own, pipes: Pipes::from_kept(kept) })
+    let of_hooks = |(request, target): (&RequestId, &Target)| {
+        *request != record.request && target.container == id.as_str() && target.exec.is_empty()
+    };
+    let hooks_run = handover.launching.iter().any(of_hooks);
+    let pipes = Pipes::from_kept(kept);
+    Some(Orphan { id, record, reservation, streams: own, pipes, hooks_run })
 }
 
 fn uris(record: &Record) -> Option<Uris> {
@@ -216,13 +223,13 @@ fn launched(agent: &Agent, known: Known) -> Option<Launched> {
 
 /// Makes the container again, as it was.
 async fn rebuild(agent: &Arc<Agent>, orphan: Orphan, launched: Option<Launched>) {
-    let Orphan { id, record, reservation, streams, pipes } = orphan;
+    let Orphan { id, record, reservation, streams, pipes, hooks_run } = orphan;
     let directory = agent.dirs.container(&id);
     let counters = match Counters::open(&directory) {
         Ok(counters) => counters,
         Err(error) => {
             warn!(container = %id, error = %chain(&error), "container removed");
-            let orphan = Orphan { id, record, reservation, streams, pipes };
+            let orphan = Orphan { id, record, reservation, streams, pipes, hooks_run };
             return destroy(agent.clone(), orphan, launched).await;
         }
     };
@@ -246,7 +253,7 @@ async fn rebuild(agent: &Arc<Agent>, orphan: Orphan, launched: Option<Launched>)
     }
     info!(container = %container.id, pid, "taken over from the agent before");
     reservation.fill(container.clone());
-    replay(agent, &container, &record, pid).await;
+    replay(agent, &container, &record, pid, hooks_run);
     match (record.exit, exit) {
         (Some((_, exit)), slot) => {
             container.exited(agent, exit);
@@ -260,13 +267,24 @@ async fn rebuild(agent: &Arc<Agent>, orphan: Orphan, launched: Option<Launched>)
     }
 }
 
-async fn replay(agent: &Arc<Agent>, container: &Arc<Container>, record: &Record, pid: u32) {
+fn replay(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    record: &Record,
+    pid: u32,
+    hooks_run: bool,
+) {
     let mut events = vec![Event::Launched { pid }];
     if record.started {
         // The agent before may have died between the record and the call. Telling the process
-        // twice does no harm: who was told does not listen any more.
-        if record.exit.is_none() && !record.poststart {
-            let _ = notify(agent, container);
+        // twice does no harm: who was told does not listen any more. A launcher that is at it will
+        // tell it by itself.
+        if record.exit.is_none()
+            && !hooks_run
+            && notify(agent, container).is_ok()
+            && record.poststart
+        {
+            warn!(container = %container.id, "started without its poststart hooks");
         }
         events.extend([Event::StartAsked, Event::StartSent]);
         if container.cgroup.is_frozen() {
@@ -280,7 +298,7 @@ async fn replay(agent: &Arc<Agent>, container: &Arc<Container>, record: &Record,
 }
 
 async fn destroy(agent: Arc<Agent>, orphan: Orphan, launched: Option<Launched>) {
-    let Orphan { id, record, reservation, streams, pipes } = orphan;
+    let Orphan { id, record, reservation, streams, pipes, hooks_run: _ } = orphan;
     info!(container = %id, "a create that was never answered: removed");
     drop(pipes);
     let process = launched.map(|launched| launched.process);

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use tracing::{debug, warn};
@@ -19,7 +19,7 @@ use crate::agent::errors::{RpcError, chain};
 use crate::agent::init_client::Outcome;
 use crate::agent::process::lifecycle::Event;
 use crate::link::message::{Job, Launch, Target};
-use crate::paths::NOTIFY_SOCKET;
+use crate::paths::{NOTIFY_SOCKET, OWN_FDS};
 use crate::sys::stream_socket::connect_and_send;
 
 /// What libcontainer's own start sends; the process waits for the end of the connection and does
@@ -68,7 +68,7 @@ pub fn notify(agent: &Agent, container: &Container) -> io::Result<()> {
         .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
         .open(directory)?;
     // A socket's path has at most 107 bytes; through the descriptor any id fits.
-    let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let path = Path::new(OWN_FDS).join(directory.as_raw_fd().to_string());
     connect_and_send(&path.join(NOTIFY_SOCKET), GO_ON)
 }
 
