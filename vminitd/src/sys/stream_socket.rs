@@ -79,6 +79,13 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     Ok(send(socket.as_raw_fd(), bytes, flags)?)
 }
 
+/// Whether the peer takes nothing any more: it has closed, or the connection is lost. A peer that
+/// has only ended its own sending is not gone. send(2) of nothing, since poll(2) does not tell the
+/// two apart on vsock.
+pub fn peer_is_gone(socket: BorrowedFd<'_>) -> bool {
+    send(socket, &[]).is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
+}
+
 /// Connects to the socket at `path` without waiting for it to be served, and hands over `bytes`.
 /// unix(7).
 pub fn connect_and_send(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> {
@@ -101,6 +108,16 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
+
+    #[test]
+    fn peer_that_ended_its_sending_is_there_and_one_that_closed_is_gone() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(!peer_is_gone(ours.as_fd()));
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(!peer_is_gone(ours.as_fd()));
+        drop(theirs);
+        assert!(peer_is_gone(ours.as_fd()));
+    }
 
     #[test]
     fn local_peer_is_told_from_others_and_an_idle_listener_would_block() {

@@ -15,7 +15,7 @@ use vminitd_protocol::handshake::StreamId;
 use super::end::End;
 use crate::agent::lock;
 use crate::limits::{UNCLAIMED_STREAM_AGE, UNCLAIMED_STREAMS};
-use crate::sys::splice::readiness;
+use crate::sys::stream_socket::peer_is_gone;
 
 /// The streams of this guest.
 #[derive(Debug, Default)]
@@ -38,9 +38,9 @@ pub enum Refused {
     Duplicate,
     /// The id is taken by a stream whose host has gone: close that one and try again.
     Dead,
-    /// There are too many; this one is old enough to be closed for the new one.
+    /// There are too many; this one can be closed for the new one.
     Full {
-        /// The oldest, if it is old enough.
+        /// One whose host has gone, or the oldest if it is old enough.
         evict: Option<StreamId>,
     },
 }
@@ -50,13 +50,15 @@ impl Streams {
     pub fn register(&self, id: &StreamId, end: Arc<End>) -> Result<(), Refused> {
         let mut table = lock(&self.table);
         match table.get(id) {
-            Some(Entry::Unclaimed { end, .. }) if hung_up(end) => return Err(Refused::Dead),
+            Some(Entry::Unclaimed { end, .. }) if peer_is_gone(end.as_fd()) => {
+                return Err(Refused::Dead);
+            }
             Some(Entry::Unclaimed { .. } | Entry::Claimed) => return Err(Refused::Duplicate),
             None => {}
         }
         let unclaimed = table.values().filter(|entry| matches!(entry, Entry::Unclaimed { .. }));
         if unclaimed.count() >= UNCLAIMED_STREAMS {
-            return Err(Refused::Full { evict: oldest(&table) });
+            return Err(Refused::Full { evict: evictable(&table) });
         }
         table.insert(id.clone(), Entry::Unclaimed { end, since: Instant::now() });
         Ok(())
@@ -80,18 +82,20 @@ impl Streams {
     }
 }
 
-fn hung_up(end: &End) -> bool {
-    readiness(end.as_fd()).is_ok_and(|now| now.hung_up || now.error)
-}
-
-fn oldest(table: &HashMap<StreamId, Entry>) -> Option<StreamId> {
-    let unclaimed = table.iter().filter_map(|(id, entry)| match entry {
-        Entry::Unclaimed { since, .. } if since.elapsed() >= UNCLAIMED_STREAM_AGE => {
-            Some((since, id))
-        }
-        Entry::Unclaimed { .. } | Entry::Claimed => None,
-    });
-    unclaimed.min().map(|(_, id)| id.clone())
+fn evictable(table: &HashMap<StreamId, Entry>) -> Option<StreamId> {
+    let unclaimed = || {
+        table.iter().filter_map(|(id, entry)| match entry {
+            Entry::Unclaimed { end, since } => Some((id, end, since)),
+            Entry::Claimed => None,
+        })
+    };
+    let dead = unclaimed().find(|(_, end, _)| peer_is_gone(end.as_fd()));
+    let oldest = || {
+        unclaimed()
+            .filter(|(_, _, since)| since.elapsed() >= UNCLAIMED_STREAM_AGE)
+            .min_by_key(|(_, _, since)| **since)
+    };
+    dead.or_else(oldest).map(|(id, _, _)| id.clone())
 }
 
 #[cfg(test)]
@@ -149,14 +153,17 @@ mod tests {
     fn unclaimed_streams_are_bounded_and_claimed_ones_do_not_count() {
         in_runtime(|| {
             let streams = Streams::default();
-            let (end, _host) = stream();
+            let (end, host) = stream();
             for n in 0..UNCLAIMED_STREAMS {
                 streams.register(&id(&n.to_string()), end.clone()).unwrap();
             }
             let full = Err(Refused::Full { evict: None });
             assert_eq!(streams.register(&id("x"), end.clone()), full);
             streams.claim(&id("7")).unwrap();
-            streams.register(&id("x"), end).unwrap();
+            streams.register(&id("x"), end.clone()).unwrap();
+            drop(host);
+            let refused = streams.register(&id("y"), end).unwrap_err();
+            assert!(matches!(refused, Refused::Full { evict: Some(_) }), "{refused:?}");
         });
     }
 }
