@@ -71,8 +71,8 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long QEMU may outlive a helper of its (virtiofsd, the vsock device) until that counts as the cause: when QEMU
-/// ends by itself, its helpers may be seen to end first.
-pub const LOST_HELPER_GRACE: Duration = Duration::from_millis(300);
+/// ends by itself, its helpers may be seen to end first, on a busy machine by more than 300 ms.
+pub const LOST_HELPER_GRACE: Duration = Duration::from_secs(5);
 
 /// How long vminit-vmm waits for its children after it has killed them.
 pub const REAP_TIMEOUT: Duration = Duration::from_secs(2);
