@@ -10,6 +10,7 @@ DIST=$ROOT/dist
 GUEST=$DIST/share/vminitd/$MACHINE # what the guest is made of; aarch64 is called arm64 there
 GUEST=${GUEST/%aarch64/arm64}
 TARGET=$MACHINE-unknown-linux-gnu
+PROFILE=${VMINITD_GUEST_PROFILE:-guest} # `guest-dev` builds in seconds what is large and slow, to try a change
 
 # install_as MODE FROM TO
 install_as() {
@@ -23,13 +24,13 @@ install_as() {
 # Static, so that the initramfs is one file; a target directory of its own, so that these flags do not make the host's crates build anew.
 guest_cargo() {
     RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$MACHINE-linux-gnu \
-        cargo build --locked --profile guest --target "$TARGET" --target-dir target/guest "$@"
+        cargo build --locked --profile "$PROFILE" --target "$TARGET" --target-dir target/guest "$@"
 }
 
 guest() {
     say "guest binary (2 minutes when everything is new)"
     guest_cargo -p vminitd
-    install_as 755 "target/guest/$TARGET/guest/vminitd" "$GUEST/vminitd"
+    install_as 755 "target/guest/$TARGET/$PROFILE/vminitd" "$GUEST/vminitd"
     # The archive is the same for the same bytes, so it is made anew each time; that takes a moment.
     mkdir -p target
     cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --compress zstd -o target/initramfs.cpio.zst
