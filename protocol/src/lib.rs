@@ -6,6 +6,7 @@
 //! Never: does I/O, looks at a clock, or knows which side of the wire it is on.
 
 pub mod handshake;
+pub mod metadata;
 pub mod ports;
 pub mod topics;
 

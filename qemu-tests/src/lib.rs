@@ -17,7 +17,7 @@ mod vm;
 pub use container::{Exit, Running, Task, Wish};
 pub use leaks::{Listing, inspector};
 pub use rootfs::{guest_program, rootfs};
-pub use vm::{Options, Vm, vm_test, vm_test_with};
+pub use vm::{Options, ROOTFS_TAG, Vm, vm_test, vm_test_with};
 
 /// A deadline against hanging, in seconds: generous, because emulation is slow and CI's cores are shared.
 pub const PATIENCE_S: u64 = 120;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use host_shim::guest::{Guest, Ports, unlimited};
+use host_shim::guest::{Guest, Ports, resume_after, unlimited};
 use host_shim::machine::{BootOptions, Exited, Machine, console_tail};
 use host_shim::vm::{Description, Disk, Draft, Share, Tag, VmName};
 use tempfile::TempDir;
@@ -66,7 +66,7 @@ pub struct Vm {
     guest: Mutex<Guest>,
     console: PathBuf,
     events: Arc<Mutex<Vec<Envelope>>>,
-    _listener: JoinHandle<()>,
+    listener: Mutex<JoinHandle<()>>,
     booted: Instant,
     /// How long the first agent took from the spawn to its first answer.
     pub first_start: Duration,
@@ -145,7 +145,7 @@ impl Vm {
             guest,
             console,
             events,
-            _listener: listener,
+            listener: Mutex::new(listener),
             booted,
             first_start,
             _directory: directory,
@@ -198,7 +198,7 @@ impl Vm {
         &self.machine
     }
 
-    /// A new connection, for example after the agent was killed; events are recorded on it as well.
+    /// A new connection, for example after the agent was killed; events go on behind the last one recorded.
     pub async fn reconnect(&self) {
         let patience = Duration::from_secs(PATIENCE_S);
         let guest = self
@@ -206,7 +206,9 @@ impl Vm {
             .reconnect(patience)
             .await
             .unwrap_or_else(|error| panic!("{error}: {}", error.last));
-        listen(&guest, self.events.clone()).await;
+        let mut listener = self.listener.lock().expect("no test panics with it");
+        listener.abort();
+        *listener = listen(&guest, self.events.clone()).await;
         *self.guest.lock().expect("no test panics with it") = guest;
     }
 
@@ -300,7 +302,9 @@ impl BootFailure {
 
 async fn listen(guest: &Guest, record: Arc<Mutex<Vec<Envelope>>>) -> JoinHandle<()> {
     let events = guest.events();
-    let mut stream = events.stream(unlimited(), &Empty {}).await.expect("a stream of events");
+    let last = record.lock().expect("no test panics with it").last().map_or(0, |event| event.seq);
+    let mut stream =
+        events.stream(resume_after(last), &Empty {}).await.expect("a stream of events");
     tokio::spawn(async move {
         let _client = events;
         while let Ok(Some(envelope)) = stream.recv().await {

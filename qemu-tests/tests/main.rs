@@ -6,6 +6,7 @@
 //! | `boot` | from the kernel to serving, and the ways to end |
 //! | `cli` | `vminitctl run` as a person uses it |
 //! | `errors` | every code and text that hosts branch on |
+//! | `events` | their numbers, resuming, slow subscribers |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
 //! | `reaping` | orphans and grandchildren |
@@ -16,6 +17,7 @@ mod agent_crash;
 mod boot;
 mod cli;
 mod errors;
+mod events;
 mod launch;
 mod lifecycle;
 mod reaping;

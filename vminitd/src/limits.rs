@@ -100,8 +100,17 @@ pub const RPC_CONNECTIONS: usize = 256;
 pub const STREAM_HANDSHAKES: usize = 128;
 /// Streams that no process has claimed.
 pub const UNCLAIMED_STREAMS: usize = 1024;
-/// Events that may wait for one subscriber; one that is slower is dropped.
-pub const SUBSCRIBER_EVENTS: usize = 1024;
+/// Events that are kept for those who ask later; also what may wait for one subscriber, which is
+/// dropped when it is slower.
+pub const RING_EVENTS: usize = 4096;
+/// Bytes of these together.
+pub const RING_BYTES: usize = 1024 * 1024;
+/// Bytes of one event; of what is longer only the topic is told.
+pub const EVENT_BYTES: usize = 64 * 1024;
+/// Bytes of a TaskCreate's list of rootfs mounts; a longer one is left out of the event.
+pub const EVENT_ROOTFS_BYTES: usize = 32 * 1024;
+/// Bytes of a request's namespace; containerd's have at most 76.
+pub const NAMESPACE_BYTES: usize = 255;
 /// Threads for what can block, at the same time.
 pub const BLOCKING_THREADS: usize = 64;
 
@@ -135,6 +144,7 @@ pub const SPLICE_BYTES: usize = 1024 * 1024;
 /// Splices of one stream before the others get a turn.
 pub const SPLICES_PER_TURN: u64 = 8;
 
+const _: () = assert!(EVENT_BYTES <= RING_BYTES && EVENT_ROOTFS_BYTES < EVENT_BYTES);
 const _: () = assert!((KEPT_PER_MESSAGE + 1) * (KEPT_NAME_BYTES + 8) < LINK_MESSAGE_BYTES);
 const _: () =
     assert!(KEPT_PER_MESSAGE <= LINK_MESSAGE_FDS && REASON_BYTES * 2 < LINK_MESSAGE_BYTES);

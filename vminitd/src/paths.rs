@@ -42,8 +42,6 @@ pub const OWN_OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 pub const ENVIRONMENT: &[(&str, &str)] =
     &[("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/")];
 
-/// Numbers of the agent's that outlive it: the last event's.
-pub const AGENT_NUMBERS: &str = "/run/vminitd/numbers";
 /// Which boot this is.
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The socket in libcontainer's directory of a container on which its init waits for its start.

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::{self, Context};
+use vminitd_protocol::metadata::RESUME_AFTER;
 use vminitd_protocol::pb::containerd::task::v3::TaskClient;
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::BundleClient;
 use vminitd_protocol::pb::containerd::vminitd::services::system::v1::{InfoResponse, SystemClient};
@@ -157,4 +158,11 @@ impl Guest {
 /// The context of a call without a deadline.
 pub fn unlimited() -> Context {
     context::with_timeout(0)
+}
+
+/// The context of an event stream that goes on behind event `seq`; 0 begins with the first.
+pub fn resume_after(seq: u64) -> Context {
+    let mut context = unlimited();
+    context.add(RESUME_AFTER.to_owned(), seq.to_string());
+    context
 }

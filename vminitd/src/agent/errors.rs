@@ -58,6 +58,12 @@ pub enum RpcError {
     /// A limit of ours was met.
     #[error("{0}: resource exhausted")]
     Exhausted(String),
+    /// The events that a subscriber wants to go on with are no longer there.
+    #[error("events before {oldest} are gone: out of range")]
+    EventsGone {
+        /// The oldest that is there.
+        oldest: u64,
+    },
     /// The guest failed at something that should have worked: the whole cause chain.
     #[error("{0}")]
     Failed(String),
@@ -93,6 +99,7 @@ impl RpcError {
             Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::ShuttingDown => Code::UNAVAILABLE,
             Self::Exhausted(_) => Code::RESOURCE_EXHAUSTED,
+            Self::EventsGone { .. } => Code::OUT_OF_RANGE,
         }
     }
 }
@@ -205,6 +212,11 @@ mod tests {
                 RpcError::Exhausted("64 streams are open".into()),
                 Code::RESOURCE_EXHAUSTED,
                 "64 streams are open: resource exhausted",
+            ),
+            (
+                RpcError::EventsGone { oldest: 17 },
+                Code::OUT_OF_RANGE,
+                "events before 17 are gone: out of range",
             ),
             (RpcError::Failed("mount x: busy".into()), Code::UNKNOWN, "mount x: busy"),
         ];

@@ -33,7 +33,6 @@ pub mod system;
 pub mod task;
 
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,7 +41,7 @@ use tracing::{error, info};
 
 use self::dirs::Dirs;
 use self::errors::chain;
-use self::events::hub::Hub;
+use self::events::hub::{Hub, HubError};
 use self::handover::Handover;
 use self::init_client::{InitClient, Notice};
 use self::profile::Profile;
@@ -56,7 +55,6 @@ use crate::link::agent::{Link, LinkError};
 use crate::log::{self, Role};
 use crate::paths;
 use crate::sys::descriptors::inherited;
-use crate::sys::numbers::Numbers;
 use crate::sys::signals::ignore_sigpipe;
 
 /// Where init leaves the agent's end of the link.
@@ -93,6 +91,8 @@ enum AgentError {
     Link(#[from] LinkError),
     #[error("init handed over {0} listeners instead of 2")]
     Listeners(usize),
+    #[error(transparent)]
+    Events(#[from] HubError),
     #[error("{what}")]
     Io {
         what: &'static str,
@@ -136,7 +136,7 @@ async fn live(config: Config, link: OwnedFd) -> Result<Never, AgentError> {
     let count = listeners.len();
     let [rpc, stream] =
         <[OwnedFd; 2]>::try_from(listeners).map_err(|_| AgentError::Listeners(count))?;
-    let agent = Agent::new(config, Dirs::of_guest(), link, &handover)?;
+    let agent = Agent::new(config, Dirs::of_guest(), link, &mut handover).await?;
     tokio::select! {
         ended = listen_to_init(&agent) => ended,
         ended = serve(&agent, handover, rpc, stream) => ended,
@@ -185,25 +185,25 @@ async fn serve(
 }
 
 impl Agent {
-    fn new(
+    async fn new(
         config: Config,
         dirs: Dirs,
         link: Link,
-        handover: &Handover,
+        handover: &mut Handover,
     ) -> Result<Arc<Self>, AgentError> {
         let boot_id = std::fs::read_to_string(paths::BOOT_ID)
             .map_err(|source| AgentError::Io { what: "read the boot id", source })?;
-        let numbers = Numbers::open(Path::new(paths::AGENT_NUMBERS))
-            .map_err(|source| AgentError::Io { what: "open the agent's numbers", source })?;
+        let init = Arc::new(InitClient::new(link, handover.first_request));
+        let events = Hub::take_over(&init, &mut handover.kept, &boot_id).await?;
         Ok(Arc::new(Self {
             profile: config.profile.into(),
             config,
             dirs,
-            init: Arc::new(InitClient::new(link, handover.first_request)),
+            init,
             tasks: Arc::default(),
             pending: Pending::default(),
             streams: Arc::default(),
-            events: Arc::new(Hub::new(numbers, &boot_id)),
+            events: Arc::new(events),
         }))
     }
 

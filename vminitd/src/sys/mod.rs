@@ -18,6 +18,7 @@ pub mod numbers;
 pub mod pidfd;
 pub mod seccomp;
 pub mod seqpacket;
+pub mod shared_memory;
 pub mod shared_text;
 pub mod signals;
 pub mod splice;

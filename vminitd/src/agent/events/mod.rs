@@ -1,4 +1,6 @@
-//! What the guest publishes: [`hub`] numbers and distributes, [`service`] streams to a host.
+//! What the guest publishes: [`ring`] numbers and keeps, [`hub`] distributes, [`service`] streams to
+//! a host.
 
 pub mod hub;
+pub mod ring;
 pub mod service;

@@ -34,7 +34,6 @@ use crate::agent::init_client::InitClient;
 use crate::config::Config;
 use crate::limits::RPC_CONNECTIONS;
 use crate::link::agent::Link;
-use crate::sys::numbers::Numbers;
 use crate::sys::seqpacket;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,7 +60,6 @@ fn setup() -> Setup {
         cgroups: below("cgroups"),
     };
     let (ours, init) = seqpacket::pair(false).unwrap();
-    let numbers = Numbers::open(&dir.path().join("numbers")).unwrap();
     let config = Config::default();
     let agent = Arc::new(Agent {
         profile: config.profile.into(),
@@ -71,7 +69,7 @@ fn setup() -> Setup {
         tasks: Arc::default(),
         pending: Default::default(),
         streams: Arc::default(),
-        events: Arc::new(Hub::new(numbers, "boot")),
+        events: Arc::new(Hub::unkept("boot")),
     });
     let path = dir.path().join("rpc");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();

@@ -22,7 +22,7 @@ use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
 
 use super::process::{Finished, Io, Process};
-use super::record::{Count, Mark, Record};
+use super::record::{Count, Flag, Mark, Record};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
 use crate::agent::errors::chain;
@@ -36,6 +36,7 @@ use crate::agent::stdio::end::End;
 use crate::agent::stdio::input;
 use crate::agent::stdio::output::{Output, Sink};
 use crate::agent::stdio::wiring::{Ends, Pipes, STDIN};
+use crate::limits::EVENT_ROOTFS_BYTES;
 
 /// A container.
 pub struct Container {
@@ -132,7 +133,7 @@ impl Container {
         let output = |pipe, sink, count| self.move_output(pipe, sink, count);
         let stdout = output(pipes.stdout, ends.stdout, Count::Stdout)?;
         let stderr = output(pipes.stderr, ends.stderr, Count::Stderr)?;
-        let closing = watch::Sender::new(self.init.counters.is_set(Mark::StdinClosing));
+        let closing = watch::Sender::new(self.init.counters.is_set(Flag::StdinClosing));
         if let (Some(pipe), Some(source)) = (pipes.stdin, ends.stdin) {
             let (pipe, closing) = (End::new(pipe)?, closing.subscribe());
             let (agent, container) = (agent.clone(), self.clone());
@@ -233,15 +234,18 @@ impl Container {
         agent.events.publish(&namespace, event);
     }
 
+    /// Publishes what happens once in the init's life, unless that was done.
+    fn publish_once<E: Published + Message>(&self, agent: &Agent, mark: Mark, event: &E) {
+        let namespace = lock(&self.record).namespace.clone();
+        agent.events.publish_once(self.init.counters.mark(mark), &namespace, event);
+    }
+
     fn publish_create(&self, agent: &Agent) {
-        if self.init.counters.set(Mark::Created) {
-            return;
-        }
         let record = self.record();
         let event = TaskCreate {
             container_id: record.id,
             bundle: record.bundle.display().to_string(),
-            rootfs: self.rootfs.clone(),
+            rootfs: self.rootfs_for_event(),
             io: Some(TaskIo {
                 stdin: record.stdin,
                 stdout: record.stdout,
@@ -251,15 +255,19 @@ impl Container {
             checkpoint: String::new(),
             pid: self.init.pid(),
         };
-        self.publish(agent, &event);
+        self.publish_once(agent, Mark::Created, &event);
+    }
+
+    /// Not so many that there is no room for the event among others.
+    fn rootfs_for_event(&self) -> Vec<Mount> {
+        let bytes: usize = self.rootfs.iter().map(Mount::encoded_len).sum();
+        if bytes <= EVENT_ROOTFS_BYTES { self.rootfs.clone() } else { vec![] }
     }
 
     fn publish_start(&self, agent: &Agent) {
-        if self.init.counters.set(Mark::Started) {
-            return;
-        }
         let pid = self.init.pid();
-        self.publish(agent, &TaskStart { container_id: self.id.to_string(), pid });
+        let event = TaskStart { container_id: self.id.to_string(), pid };
+        self.publish_once(agent, Mark::Started, &event);
     }
 
     fn release_exit(&self, agent: &Agent) {
@@ -272,7 +280,7 @@ impl Container {
     }
 
     fn publish_exit(&self, agent: &Agent, Exit { pid, exit }: Exit) {
-        let first_time = !self.init.counters.set(Mark::Exited);
+        let first_time = !agent.events.was_published(self.init.counters.mark(Mark::Exited));
         let (stdout_bytes, stderr_bytes) = self.init.totals(first_time);
         if first_time {
             let event = TaskExit {
@@ -284,7 +292,7 @@ impl Container {
                 stdout_bytes,
                 stderr_bytes,
             };
-            self.publish(agent, &event);
+            self.publish_once(agent, Mark::Exited, &event);
         }
         self.init.finish(Finished { pid, exit, stdout_bytes, stderr_bytes });
     }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::record::{Count, Counters, Mark};
+use super::record::{Count, Counters, Flag};
 use crate::agent::errors::RpcError;
 use crate::agent::init_client::Launched;
 use crate::agent::lock;
@@ -133,7 +133,7 @@ impl Process {
     /// `CloseIO`. Again, or without a stdin, is fine.
     pub fn close_stdin(&self) {
         // First where the next agent finds it: the host was told, and will not ask again.
-        self.counters.set(Mark::StdinClosing);
+        self.counters.set(Flag::StdinClosing);
         if let Some(io) = self.io.get() {
             io.closing.send_replace(true);
         }

@@ -126,16 +126,21 @@ pub enum Count {
     StderrAtExit,
 }
 
-/// What happens once in a process's life, and must not happen again or be forgotten because an
-/// agent died.
+/// An event that is published once in a process's life, whichever agent does it: where
+/// [`Hub::publish_once`](crate::agent::events::hub::Hub::publish_once) notes that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// TaskCreate was published.
+    /// TaskCreate.
     Created,
-    /// TaskStart was published.
+    /// TaskStart.
     Started,
-    /// TaskExit was published.
+    /// TaskExit.
     Exited,
+}
+
+/// What must not be forgotten because an agent died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flag {
     /// `CloseIO` was called.
     StdinClosing,
 }
@@ -159,19 +164,26 @@ impl Counters {
         Arc::new(OneOf { counters: self.clone(), count })
     }
 
-    /// Whether it happened, in this agent's time or before.
-    pub fn is_set(&self, mark: Mark) -> bool {
-        self.0.get(MARKS + mark as usize).load(Relaxed) != 0
+    /// One of the marks.
+    pub fn mark(&self, mark: Mark) -> &AtomicU64 {
+        self.0.get(MARKS + mark as usize)
     }
 
-    /// It happens; returns whether it had before.
-    pub fn set(&self, mark: Mark) -> bool {
-        self.0.get(MARKS + mark as usize).swap(1, Relaxed) != 0
+    /// Whether it happened, in this agent's time or before.
+    pub fn is_set(&self, flag: Flag) -> bool {
+        self.0.get(FLAGS + flag as usize).load(Relaxed) != 0
+    }
+
+    /// It happens.
+    pub fn set(&self, flag: Flag) {
+        self.0.get(FLAGS + flag as usize).store(1, Relaxed);
     }
 }
 
 /// Index of the first of the marks behind the counters.
 const MARKS: usize = 16;
+/// Index of the first of the flags behind the marks.
+const FLAGS: usize = 32;
 
 struct OneOf {
     counters: Counters,
@@ -221,16 +233,19 @@ mod tests {
     }
 
     #[test]
-    fn counters_and_marks_outlive_their_opening() {
+    fn counters_marks_and_flags_outlive_their_opening() {
         let dir = tempfile::tempdir().unwrap();
         let first = Counters::open(dir.path()).unwrap();
         first.counter(Count::Stderr).bytes().fetch_add(5, Relaxed);
-        assert!(!first.set(Mark::Started));
+        assert!(!first.is_set(Flag::StdinClosing));
+        first.set(Flag::StdinClosing);
+        first.mark(Mark::Exited).store(9, Relaxed);
         drop(first);
         let second = Counters::open(dir.path()).unwrap();
         assert_eq!(second.get(Count::Stderr).load(Relaxed), 5);
         assert_eq!(second.get(Count::Stdout).load(Relaxed), 0);
-        assert!(second.is_set(Mark::Started) && second.set(Mark::Started));
-        assert!(!second.is_set(Mark::Exited));
+        assert!(second.is_set(Flag::StdinClosing));
+        assert_eq!(second.mark(Mark::Exited).load(Relaxed), 9);
+        assert_eq!(second.mark(Mark::Started).load(Relaxed), 0);
     }
 }

@@ -120,7 +120,7 @@ pub async fn inherited(agent: Arc<Agent>, inherited: Inherited) {
 /// Whether the host may know that the container was created.
 fn was_answered(agent: &Agent, id: &ContainerId) -> bool {
     let counters = Counters::open(&agent.dirs.container(id));
-    counters.is_ok_and(|counters| counters.is_set(Mark::Created))
+    counters.is_ok_and(|counters| agent.events.was_published(counters.mark(Mark::Created)))
 }
 
 fn load(agent: &Agent) -> Vec<(ContainerId, Record)> {

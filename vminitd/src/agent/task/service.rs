@@ -22,8 +22,10 @@ use super::{
 };
 use crate::agent::Agent;
 use crate::agent::errors::RpcError;
+use crate::agent::profile::Profile;
 use crate::agent::server::body::{to_its_end, with_its_call};
 use crate::agent::server::connection::Services;
+use crate::limits::NAMESPACE_BYTES;
 
 /// containerd's name for the namespace in a call's metadata.
 const NAMESPACE: &str = "containerd-namespace-ttrpc";
@@ -37,10 +39,13 @@ pub fn services(agent: &Arc<Agent>) -> Services {
 
 struct TaskService(Arc<Agent>);
 
-impl TaskService {
-    fn namespace(&self, context: &TtrpcContext) -> String {
-        let given = context.metadata.get(NAMESPACE).and_then(|values| values.first());
-        given.map_or(self.0.profile.default_namespace, String::as_str).to_owned()
+/// The namespace that a call carries, else the profile's.
+fn namespace(context: &TtrpcContext, profile: &Profile) -> Result<String, RpcError> {
+    let given = context.metadata.get(NAMESPACE).and_then(|values| values.first());
+    let namespace = given.map_or(profile.default_namespace, String::as_str);
+    match namespace.len() {
+        ..=NAMESPACE_BYTES => Ok(namespace.to_owned()),
+        bytes => Err(RpcError::Invalid(format!("a namespace of {bytes} bytes"))),
     }
 }
 
@@ -71,7 +76,7 @@ macro_rules! serve {
                 context: &TtrpcContext,
                 request: CreateTaskRequest,
             ) -> ttrpc::Result<CreateTaskResponse> {
-                let namespace = self.namespace(context);
+                let namespace = namespace(context, &self.0.profile)?;
                 to_its_end(create::create(self.0.clone(), namespace, request)).await
             }
 
@@ -211,3 +216,19 @@ macro_rules! serve {
 }
 serve!(v2);
 serve!(v3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::profile::NATIVE;
+
+    #[test]
+    fn namespace_is_the_calls_or_empty() {
+        let mut context = TtrpcContext::default();
+        assert_eq!(namespace(&context, &NATIVE).unwrap(), "");
+        for (value, taken) in [("k8s.io", true), (&"x".repeat(NAMESPACE_BYTES + 1), false)] {
+            context.metadata.insert(NAMESPACE.to_owned(), vec![value.to_owned()]);
+            assert_eq!(namespace(&context, &NATIVE).ok(), taken.then(|| value.to_owned()));
+        }
+    }
+}
