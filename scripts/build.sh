@@ -24,12 +24,14 @@ install_as() {
 # Static, so that the initramfs is one file; a target directory of its own, so that these flags do not make the host's crates build anew.
 guest_cargo() {
     RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$MACHINE-linux-gnu \
-        cargo build --locked --profile "$PROFILE" --target "$TARGET" --target-dir target/guest "$@"
+        cargo rustc --locked --profile "$PROFILE" --target "$TARGET" --target-dir target/guest "$@"
 }
 
 guest() {
     say "guest binary (2 minutes when everything is new)"
-    guest_cargo -p vminitd
+    # At a fixed address: 430 KiB of relocations less, which each of init, agent and launchers would otherwise apply to pages of
+    # its own. Given to the binary's crate alone, where everything is generated (lto), so that no other crate is built twice.
+    guest_cargo -p vminitd --bin vminitd -- -C relocation-model=static
     install_as 755 "target/guest/$TARGET/$PROFILE/vminitd" "$GUEST/vminitd"
     # The archive is the same for the same bytes, so it is made anew each time; that takes a moment.
     mkdir -p target
