@@ -206,9 +206,10 @@ impl Vm {
             .reconnect(patience)
             .await
             .unwrap_or_else(|error| panic!("{error}: {}", error.last));
-        let mut listener = self.listener.lock().expect("no test panics with it");
-        listener.abort();
-        *listener = listen(&guest, self.events.clone()).await;
+        // First, so that nothing is recorded twice.
+        self.listener.lock().expect("no test panics with it").abort();
+        let listener = listen(&guest, self.events.clone()).await;
+        *self.listener.lock().expect("no test panics with it") = listener;
         *self.guest.lock().expect("no test panics with it") = guest;
     }
 
