@@ -5,6 +5,7 @@
 //! | `agent_crash` | the agent killed and stopped under running containers |
 //! | `boot` | from the kernel to serving, and the ways to end |
 //! | `cli` | `vminitctl run` as a person uses it |
+//! | `devices` | which devices a container may open |
 //! | `errors` | every code and text that hosts branch on |
 //! | `events` | their numbers, resuming, slow subscribers |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
@@ -16,6 +17,7 @@
 mod agent_crash;
 mod boot;
 mod cli;
+mod devices;
 mod errors;
 mod events;
 mod launch;

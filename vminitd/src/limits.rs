@@ -90,6 +90,8 @@ pub const FILE_NAME_BYTES: usize = 255;
 pub const BUNDLE_FILES: usize = 64;
 /// Bytes of a bundle's files together; a ttrpc message has at most 4 MiB.
 pub const BUNDLE_BYTES: usize = 4 * 1024 * 1024;
+/// Device rules of one container.
+pub const DEVICE_RULES: usize = 1024;
 /// Mounts of one rootfs.
 pub const ROOTFS_MOUNTS: usize = 256;
 /// Options of one mount.

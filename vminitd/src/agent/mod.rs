@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use tracing::{error, info};
 
+use self::cgroup::guard::Guard;
 use self::dirs::Dirs;
 use self::errors::chain;
 use self::events::hub::{Hub, HubError};
@@ -78,6 +79,8 @@ pub struct Agent {
     pub streams: Arc<Streams>,
     /// What is published.
     pub events: Arc<Hub>,
+    /// What keeps containers from devices.
+    pub guard: Arc<Guard>,
 }
 
 /// Why an agent ends. init starts another.
@@ -204,6 +207,7 @@ impl Agent {
             pending: Pending::default(),
             streams: Arc::default(),
             events: Arc::new(events),
+            guard: Arc::default(),
         }))
     }
 

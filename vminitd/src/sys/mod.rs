@@ -6,6 +6,7 @@
 
 pub mod async_fd;
 pub mod beneath;
+pub mod bpf;
 pub mod clock;
 pub mod clone;
 pub mod descriptors;

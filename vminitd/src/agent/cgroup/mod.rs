@@ -6,6 +6,9 @@
 //! Never: signals a process that is not in the subtree.
 
 pub mod apply;
+pub mod devices;
+pub mod guard;
+pub mod plan;
 
 use std::fs;
 use std::io;
@@ -13,6 +16,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxResources;
+
+use self::guard::Guard;
 use crate::paths::PROC;
 use crate::sys::async_fd::AsyncOwnedFd;
 use crate::sys::pidfd;
@@ -44,9 +50,15 @@ pub enum CgroupError {
         /// For how long.
         seconds: u64,
     },
-    /// The resource cannot be expressed, or the kernel refused it.
+    /// A resource cannot be expressed.
     #[error(transparent)]
-    Resource(#[from] apply::ResourceError),
+    Plan(#[from] plan::PlanError),
+    /// The kernel refused a resource.
+    #[error(transparent)]
+    Refused(#[from] apply::Refused),
+    /// The device rules.
+    #[error(transparent)]
+    Devices(#[from] guard::GuardError),
 }
 
 /// A container's cgroup.
@@ -72,6 +84,40 @@ impl Cgroup {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             done => done.map_err(|source| self.failed("create", "", source)),
         }
+    }
+
+    /// Makes it with these resources, and with device rules in any case, before anything runs in
+    /// it. What fails leaves it half made, for [`Self::remove`].
+    pub fn set_up(
+        &self,
+        guard: &Guard,
+        resources: Option<&LinuxResources>,
+    ) -> Result<(), CgroupError> {
+        let plan = resources.map(plan::plan).transpose()?.unwrap_or_default();
+        let rules = resources.and_then(|resources| resources.devices().as_deref());
+        let program = guard.program(rules.unwrap_or_default())?;
+        self.create()?;
+        let _kept = apply::apply(&self.path, &plan)?;
+        Ok(program.attach(&self.path)?)
+    }
+
+    /// Changes its resources, all of them or none. Device rules, if there are any, take the place
+    /// of those before. Can take the kernel a while.
+    pub fn update(&self, guard: &Guard, resources: &LinuxResources) -> Result<(), CgroupError> {
+        if !self.path.exists() {
+            return Err(CgroupError::Absent(self.path.clone()));
+        }
+        let plan = plan::plan(resources)?;
+        let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
+        let program = rules.map(|rules| guard.program(rules)).transpose()?;
+        let mut applied = apply::apply(&self.path, &plan)?;
+        if let Some(program) = program
+            && let Err(error) = program.attach(&self.path)
+        {
+            applied.undo();
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// The pids in the whole subtree.

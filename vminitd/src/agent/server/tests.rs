@@ -62,6 +62,7 @@ fn setup() -> Setup {
     let (ours, init) = seqpacket::pair(false).unwrap();
     let config = Config::default();
     let agent = Arc::new(Agent {
+        guard: Arc::default(),
         profile: config.profile.into(),
         config,
         dirs,

@@ -24,7 +24,8 @@ use super::container::{Container, keep_pipes};
 use super::process::Process;
 use super::record::{self, Counters, Record};
 use crate::agent::Agent;
-use crate::agent::cgroup::{Cgroup, apply};
+use crate::agent::cgroup::Cgroup;
+use crate::agent::cgroup::guard::Guard;
 use crate::agent::errors::{RpcError, chain};
 use crate::agent::id::ContainerId;
 use crate::agent::init_client::{ExitSlot, Launched, Outcome};
@@ -87,6 +88,7 @@ struct OnDisk {
     id: ContainerId,
     planned: Vec<Planned>,
     cgroup: Cgroup,
+    guard: Arc<Guard>,
     terminal: bool,
 }
 
@@ -187,6 +189,7 @@ impl<'a> Attempt<'a> {
             id: self.id.clone(),
             planned,
             cgroup: Cgroup::at(self.agent.dirs.cgroup(&self.id)),
+            guard: self.agent.guard.clone(),
             terminal: self.record.terminal,
         };
         tokio::task::spawn_blocking(move || work.run())
@@ -288,12 +291,9 @@ impl OnDisk {
         }
         spec::write(&self.bundle, &prepared).map_err(|error| runtime(&error))?;
         make::make(&self.bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
-        let writes = match &prepared.resources {
-            Some(resources) => apply::plan(resources).map_err(|error| runtime(&error))?,
-            None => vec![],
-        };
-        self.cgroup.create().map_err(|error| runtime(&error))?;
-        apply::apply(self.cgroup.path(), &writes).map_err(|error| runtime(&error))?;
+        self.cgroup
+            .set_up(&self.guard, prepared.resources.as_ref())
+            .map_err(|error| runtime(&error))?;
         Ok(Ready {
             hook_seconds: prepared.hook_seconds,
             allow_vsock: prepared.allow_vsock,

@@ -1,4 +1,6 @@
 //! `Task.Update`: new resources for a container's cgroup.
+//!
+//! Promises: all of them or none; what cannot be applied is an error that names it.
 
 use std::sync::Arc;
 
@@ -6,7 +8,7 @@ use oci_spec::runtime::LinuxResources;
 use vminitd_protocol::pb::containerd::task::v3::UpdateTaskRequest;
 
 use crate::agent::Agent;
-use crate::agent::cgroup::apply;
+use crate::agent::cgroup::CgroupError;
 use crate::agent::errors::RpcError;
 
 /// The call. Writing a limit can take the kernel a while, so it is not done on this thread.
@@ -15,10 +17,12 @@ pub async fn update(agent: Arc<Agent>, request: UpdateTaskRequest) -> Result<(),
     let Some(resources) = request.resources else { return Ok(()) };
     let resources: LinuxResources =
         serde_json::from_slice(&resources.value).map_err(|error| RpcError::invalid(&error))?;
-    let plan = apply::plan(&resources).map_err(|error| RpcError::failed(&error))?;
-    let path = container.cgroup.path().to_owned();
-    tokio::task::spawn_blocking(move || apply::apply(&path, &plan))
+    let (cgroup, guard) = (container.cgroup.clone(), agent.guard.clone());
+    let updated = tokio::task::spawn_blocking(move || cgroup.update(&guard, &resources))
         .await
-        .map_err(|error| RpcError::Failed(format!("defect in the agent: {error}")))?
-        .map_err(|error| RpcError::failed(&error))
+        .map_err(|error| RpcError::Failed(format!("defect in the agent: {error}")))?;
+    updated.map_err(|error| match error {
+        CgroupError::Absent(_) => RpcError::NoCgroup,
+        error => RpcError::failed(&error),
+    })
 }
