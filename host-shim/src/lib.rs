@@ -5,6 +5,7 @@
 //! | [`vm`] | what a VM is to be, checked; the same on every system |
 //! | [`machine`] | a running VM, as its owner has it |
 //! | [`vmm`] | the control socket between a VM's owner and its `vminit-vmm` |
+//! | [`ctl`] | running VMs of this host, found by name, and reached by other programs |
 //! | [`qemu`], [`virtiofs`], [`vsock`] | Linux: what `vminit-vmm` drives |
 //! | [`guest`] | what runs in the VM: its services and streams |
 //! | [`container`] | containers as a host makes them |
@@ -14,6 +15,7 @@
 //! Never: parses in the owner's process what a guest controls, but for bytes of its console and its RPC answers.
 
 pub mod container;
+pub mod ctl;
 pub mod guest;
 pub mod limits;
 pub mod locate;

@@ -61,6 +61,17 @@ pub const CONSOLE_FILE_BYTES: u64 = 64 << 20;
 /// Bytes of a QMP line; QEMU's longest answers to what we ask have some hundred.
 pub const MAX_QMP_LINE_BYTES: usize = 64 << 10;
 
+/// Programs that may use a VM's control socket at the same time; each connection to the guest counts as one. Then
+/// further ones wait.
+pub const MAX_CONTROL_CLIENTS: usize = 1024;
+
+/// How long a client of a control socket may take for its request, which is one small message.
+pub const CONTROL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of JSON of a container's process, arguments and environment included: Linux takes 6 MiB of both at most
+/// (three quarters of the 8 MiB stack), and JSON may write a byte as six.
+pub const MAX_PROCESS_JSON_BYTES: u64 = 64 << 20;
+
 /// How long QEMU may take from its start to its QMP greeting. On an idle machine it is 60 ms.
 pub const QMP_GREETING_TIMEOUT: Duration = Duration::from_secs(30);
 

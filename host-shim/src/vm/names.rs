@@ -28,6 +28,14 @@ pub enum NameError {
         /// What was given.
         text: String,
     },
+    /// A VM's name is a directory's, and an argument of commands.
+    #[error("{kind} {text:?} begins with {:?}; begin with a letter, digit or '_'", first(.text))]
+    Beginning {
+        /// What it was to be.
+        kind: &'static str,
+        /// What was given.
+        text: String,
+    },
     /// Reserved by the vsock standard.
     #[error("guest cid {cid} is reserved; give 3 or more")]
     Cid {
@@ -46,8 +54,20 @@ fn checked(kind: &'static str, text: String, most: usize) -> Result<String, Name
     Ok(text)
 }
 
+fn first(text: &str) -> char {
+    text.chars().next().unwrap_or_default()
+}
+
+/// Neither hidden, `..` nor an option.
+fn begins_well(kind: &'static str, text: String) -> Result<String, NameError> {
+    if text.starts_with(['.', '-']) {
+        return Err(NameError::Beginning { kind, text });
+    }
+    Ok(text)
+}
+
 macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $kind:literal, $most:expr) => {
+    ($(#[$doc:meta])* $type:ident, $kind:literal, $most:expr $(, $also:ident)?) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $type(String);
@@ -63,7 +83,7 @@ macro_rules! name {
             type Error = NameError;
 
             fn try_from(text: String) -> Result<Self, NameError> {
-                checked($kind, text, $most).map(Self)
+                checked($kind, text, $most)$(.and_then(|text| $also($kind, text)))?.map(Self)
             }
         }
 
@@ -95,7 +115,7 @@ name! {
 
 name! {
     /// A VM's name on the host, at most [`MAX_NAME_BYTES`] bytes.
-    VmName, "VM name", MAX_NAME_BYTES
+    VmName, "VM name", MAX_NAME_BYTES, begins_well
 }
 
 /// A guest's vsock address: 3 or more, and not "any".
@@ -143,6 +163,15 @@ mod tests {
             assert!(Tag::try_from(text.to_owned()).is_err(), "{text:?}");
         }
         assert!("root-fs_1.2".parse::<Tag>().is_ok());
+    }
+
+    #[test]
+    fn a_vms_name_is_neither_a_hidden_file_nor_an_option() {
+        for text in ["..", ".lock", "-t"] {
+            let error = VmName::try_from(text.to_owned()).unwrap_err();
+            assert!(matches!(error, NameError::Beginning { .. }), "{text}: {error}");
+        }
+        assert!(VmName::try_from("web.1-a".to_owned()).is_ok());
     }
 
     #[test]

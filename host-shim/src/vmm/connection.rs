@@ -1,7 +1,7 @@
 //! A vsock connection to the guest, as a stream of tokio's.
 //!
-//! Owns: our end, and the notice to vminit-vmm that the connection is over, which goes out with the last half (on
-//! macOS the connection lives in vminit-vmm as an object that must be let go).
+//! Owns: our end, and what tells its giver that the connection is over, which goes with the last half (on macOS the
+//! connection lives in vminit-vmm as an object that must be let go).
 //! Promises: each direction ends on its own: [`AsyncWriteExt::shutdown`](tokio::io::AsyncWriteExt::shutdown) is the
 //! end that the guest reads, and leaves the other direction open.
 
@@ -14,8 +14,6 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-
-use super::client::Release;
 
 /// A connection to the guest.
 #[derive(Debug)]
@@ -40,10 +38,19 @@ pub struct GuestWriter {
 
 /// Keeps a connection until it is dropped, for a stream that was taken out of its [`GuestStream`].
 #[derive(Clone, Debug)]
-pub struct Released(#[expect(dead_code, reason = "what counts is its drop")] Arc<Release>);
+pub struct Released(#[expect(dead_code, reason = "what counts is its drop")] Arc<dyn Keeps>);
+
+/// Something whose drop says that a connection is over.
+trait Keeps: Send + Sync + std::fmt::Debug {}
+
+impl<T: Send + Sync + std::fmt::Debug> Keeps for T {}
 
 impl GuestStream {
-    pub(crate) fn new(fd: OwnedFd, release: Release) -> io::Result<Self> {
+    /// `release` is dropped with the last half.
+    pub(crate) fn new(
+        fd: OwnedFd,
+        release: impl Send + Sync + std::fmt::Debug + 'static,
+    ) -> io::Result<Self> {
         let stream = std::os::unix::net::UnixStream::from(fd);
         stream.set_nonblocking(true)?;
         Ok(Self { stream: UnixStream::from_std(stream)?, release: Released(Arc::new(release)) })
