@@ -31,10 +31,8 @@ pub struct Control {
 pub struct Description {
     /// The process that runs the VM.
     pub pid: u32,
-    /// The container's id in the guest.
+    /// The container's id in the guest; empty as long as the VM boots and the container is made.
     pub container: String,
-    /// False as long as the VM boots and the container is made.
-    pub started: bool,
     /// JSON of the container's OCI process.
     pub process: Vec<u8>,
 }
@@ -82,8 +80,7 @@ impl Control {
         match self.ask(describe).await? {
             (pb::answer::Kind::Described(told), Some(fd), _) => {
                 let process = read(&File::from(fd)).map_err(|source| self.io(source))?;
-                let pb::Described { pid, container, started } = told;
-                Ok(Description { pid, container, started, process })
+                Ok(Description { pid: told.pid, container: told.container, process })
             }
             _ => Err(ControlError::Answer { path: self.socket.clone() }),
         }

@@ -29,12 +29,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a client may ask about.
 #[derive(Debug)]
 pub struct About {
-    /// The container's id in the guest.
-    pub container: String,
-    /// JSON of its OCI process.
+    /// JSON of the container's OCI process.
     pub process: File,
-    /// True once it has been started. Its end is the end of all.
-    pub started: watch::Receiver<bool>,
+    /// The container's id in the guest, once it has been started.
+    pub container: watch::Receiver<Option<String>>,
 }
 
 /// Serves clients until it is dropped.
@@ -84,14 +82,13 @@ async fn answer(request: pb::Request, dial: &dyn Dial, about: &About) -> io::Res
             Err(error) => (refusal(&error), Vec::new(), None),
         },
         Some(pb::request::Kind::Describe(pb::Describe { when_started })) => {
-            let mut started = about.started.clone();
-            if when_started && started.wait_for(|started| *started).await.is_err() {
+            let mut container = about.container.clone();
+            if when_started && container.wait_for(Option::is_some).await.is_err() {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             let described = pb::Described {
                 pid: std::process::id(),
-                container: about.container.clone(),
-                started: *started.borrow(),
+                container: container.borrow().clone().unwrap_or_default(),
             };
             let process = about.process.try_clone()?;
             (pb::answer::Kind::Described(described), vec![process.into()], None)

@@ -5,6 +5,7 @@
 //! Never: knows what runs the VM; [`Dial`] is all that it asks of it.
 
 mod handshake;
+mod steady;
 
 use std::io;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use vminitd_protocol::ports::{DEFAULT_RPC_PORT, DEFAULT_STREAM_PORT};
 use crate::vmm::GuestStream;
 
 pub use handshake::StreamError;
+pub use steady::{CallError, SteadyGuest};
 
 /// How long a booting guest is dialled before it counts as not coming up.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(30);
@@ -39,7 +41,8 @@ const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
 /// Makes vsock connections to a guest.
 #[async_trait]
 pub trait Dial: Send + Sync {
-    /// Connects to the guest's `port`, once. `ConnectionRefused` when nobody listens there (yet).
+    /// Connects to the guest's `port`, once. `ConnectionRefused` when nobody listens there (yet), `NotConnected` when
+    /// there is no guest any more.
     async fn dial(&self, port: u32) -> io::Result<GuestStream>;
 }
 
@@ -66,15 +69,29 @@ pub struct Guest {
     rpc: Client,
 }
 
-/// The guest did not come up in time.
+/// The guest did not come up in time, or has ended.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest did not serve within {} s", .deadline.as_secs())]
+#[error("{}", said(.last, .deadline))]
 pub struct NotServing {
     /// How long it was tried.
     pub deadline: Duration,
     /// What the last attempt met.
     #[source]
     pub last: io::Error,
+}
+
+impl NotServing {
+    /// True when there is no guest to wait for.
+    pub fn is_over(&self) -> bool {
+        self.last.kind() == io::ErrorKind::NotConnected
+    }
+}
+
+fn said(last: &io::Error, deadline: &Duration) -> String {
+    match last.kind() {
+        io::ErrorKind::NotConnected => "there is no guest any more".to_owned(),
+        _ => format!("the guest did not serve within {} s", deadline.as_secs()),
+    }
 }
 
 impl Guest {
@@ -94,8 +111,9 @@ impl Guest {
                     io::Error::new(io::ErrorKind::TimedOut, "the guest accepted and did not answer")
                 }
             };
-            if Instant::now() >= until {
-                return Err(NotServing { deadline, last });
+            let failure = NotServing { deadline, last };
+            if failure.is_over() || Instant::now() >= until {
+                return Err(failure);
             }
             sleep(RETRY_PAUSE).await;
         }

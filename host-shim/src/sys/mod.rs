@@ -4,6 +4,7 @@
 
 pub mod inherited;
 pub mod scm;
+pub mod terminal;
 
 #[cfg(target_os = "linux")]
 #[path = "linux/mod.rs"]

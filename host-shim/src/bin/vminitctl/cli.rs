@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use host_shim::vm::MemorySize;
+use host_shim::vm::{MemorySize, VmName};
 
 /// Runs containers, each in a small VM of its own.
 #[derive(Parser)]
@@ -32,10 +32,33 @@ pub enum Command {
     #[command(verbatim_doc_comment)]
     Run(Box<RunArgs>),
 
+    /// Run a further command in the container of a VM that runs
+    ///
+    /// The command runs beside the container's own, in its namespaces and cgroup, with its user,
+    /// capabilities and environment unless options say otherwise. Its stdout, stderr and exit
+    /// status are passed on as `vminitctl run` does it, signals are forwarded. It ends with the
+    /// container. 125: vminitctl failed; 126: the command cannot be executed; 127: it was not found.
+    ///
+    /// Examples:
+    ///     vminitctl exec -t sh
+    ///     vminitctl exec --name web --user 1000:1000 --cwd /tmp -- ls -l
+    ///     vminitctl exec -i --name db -- sh -c 'cat >/tmp/dump' <dump
+    #[command(verbatim_doc_comment)]
+    Exec(Box<ExecArgs>),
+
+    /// List the VMs that run, one per line: name, process id and command
+    ///
+    /// These are the VMs that `vminitctl run` of this user has started.
+    ///
+    /// Example:
+    ///     vminitctl list
+    #[command(verbatim_doc_comment, visible_alias = "ps")]
+    List,
+
     /// Print what is made from this table
     #[command(hide = true)]
     Generate {
-        /// What to print.
+        /// What to print
         what: Generated,
     },
 }
@@ -50,8 +73,10 @@ pub enum Generated {
 /// Options of `vminitctl run`.
 #[derive(Args)]
 pub struct RunArgs {
-    /// Root filesystem: a directory of the host, which is shared read-only; what the container writes goes to a
-    /// tmpfs above it and is gone with the VM
+    /// Directory of the host with the root filesystem; it never changes
+    ///
+    /// It is shared with the VM read-only; what the container writes goes to a tmpfs above it and is gone with the VM.
+    /// Example: --rootfs ./rootfs
     #[arg(
         long,
         value_name = "DIR",
@@ -60,20 +85,36 @@ pub struct RunArgs {
     )]
     pub rootfs: Option<PathBuf>,
 
-    /// OCI bundle: a directory with config.json and the root filesystem that it names, shared as with --rootfs. A
-    /// CMD replaces the bundle's own
+    /// OCI bundle: directory with config.json and a root filesystem
+    ///
+    /// The root filesystem that config.json names is shared as with --rootfs. A CMD replaces the bundle's own. Where
+    /// process.terminal is true, --tty is implied.
     #[arg(long, value_name = "DIR", help_heading = "Container", conflicts_with = "rootfs")]
     pub bundle: Option<PathBuf>,
 
     /// Connect stdin; without it the command reads an empty file
+    ///
+    /// Its end is passed on. Example: tar c . | vminitctl run -i --rootfs DIR -- tar x -C /data
     #[arg(short, long, help_heading = "Container")]
     pub interactive: bool,
 
-    /// Set an environment variable; may be given more than once. KEY alone passes on our own value
+    /// Give the command a terminal, connected to ours
+    ///
+    /// Every key goes to the command, so Ctrl-C is its SIGINT; it learns our window's size and TERM; what it writes to
+    /// stderr is part of stdout. Includes --interactive. Stdin must be a terminal; it is as before when we end, however
+    /// we end.
+    #[arg(short, long, help_heading = "Container")]
+    pub tty: bool,
+
+    /// Set an environment variable; may be given more than once
+    ///
+    /// It replaces one of the same name. KEY alone passes on the value that it has here. Example: -e LANG=C -e HOME
     #[arg(short, long = "env", value_name = "KEY=VALUE", help_heading = "Container", action = ArgAction::Append)]
     pub env: Vec<String>,
 
     /// Memory of the VM, in bytes or with a unit: 512M, 2G
+    ///
+    /// From 64M up. The guest keeps 64M of it to itself, the container may use the rest.
     #[arg(long, value_name = "SIZE", default_value = "512M", help_heading = "VM")]
     pub memory: MemorySize,
 
@@ -81,11 +122,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "VM")]
     pub cpus: u32,
 
-    /// Name of the VM in messages and process lists [default: made up]
+    /// Name by which other commands find the VM [default: made up]
+    ///
+    /// Also the host name in a container that --rootfs makes. At most 64 letters, digits, '.', '_' and '-', not
+    /// beginning with '.' or '-'. As long as the VM runs, ${XDG_RUNTIME_DIR:-/run}/vminitd/NAME is its directory.
+    /// Example: --name web
     #[arg(long, value_name = "NAME", help_heading = "VM")]
-    pub name: Option<String>,
+    pub name: Option<VmName>,
 
-    /// Guest kernel [default: share/vminitd/x86_64/vmlinux beside this program's directory]
+    /// Guest kernel, uncompressed [default: the one installed]
+    ///
+    /// The one installed is share/vminitd/x86_64/vmlinux beside this program's directory.
     #[arg(
         long,
         value_name = "FILE",
@@ -95,7 +142,9 @@ pub struct RunArgs {
     )]
     pub kernel: Option<PathBuf>,
 
-    /// Guest initramfs [default: share/vminitd/x86_64/initramfs.cpio.zst beside this program's directory]
+    /// Guest initramfs [default: the one installed]
+    ///
+    /// The one installed is share/vminitd/x86_64/initramfs.cpio.zst beside this program's directory.
     #[arg(
         long,
         value_name = "FILE",
@@ -105,21 +154,94 @@ pub struct RunArgs {
     )]
     pub initramfs: Option<PathBuf>,
 
-    /// Add a word to the guest's kernel command line, for example vminitd.log=debug; may be given more than once
+    /// Add a word to the guest's kernel command line; may be given more than once
+    ///
+    /// Later words win. Example: --append vminitd.log=debug --append loglevel=7
     #[arg(long, value_name = "WORD", help_heading = "VM", action = ArgAction::Append)]
     pub append: Vec<String>,
 
-    /// Say on stderr how long each phase took
+    /// Say on stderr how long each phase took, in milliseconds
     #[arg(long, help_heading = "Output")]
     pub timings: bool,
 
-    /// Keep the guest's console in this file [default: shown only when something fails]
+    /// Keep the guest's console in this file
+    ///
+    /// Without it the console's last lines are shown when something fails, and are gone otherwise. At most 64 MiB are
+    /// kept. Example: --console boot.log
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub console: Option<PathBuf>,
 
     /// The command and its arguments
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
+}
+
+/// Options of `vminitctl exec`.
+#[derive(Args)]
+pub struct ExecArgs {
+    /// The VM, as `vminitctl list` shows it [default: the only one that runs]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<VmName>,
+
+    /// Connect stdin; without it the command reads an empty file
+    ///
+    /// Its end is passed on. Example: tar c . | vminitctl exec -i -- tar x -C /data
+    #[arg(short, long)]
+    pub interactive: bool,
+
+    /// Give the command a terminal, connected to ours
+    ///
+    /// As `vminitctl run --tty` does. Includes --interactive. Stdin must be a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+
+    /// Numeric ids to run as [default: the container's]
+    ///
+    /// Without a group it is 0; supplementary groups there are none. Example: --user 1000:100
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub user: Option<UserIds>,
+
+    /// Directory of the container to start in [default: the container's]
+    ///
+    /// Example: --cwd /tmp
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+
+    /// Set an environment variable; may be given more than once
+    ///
+    /// On top of the container's own. KEY alone passes on the value that it has here. Example: -e LANG=C -e HOME
+    #[arg(short, long = "env", value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub env: Vec<String>,
+
+    /// The command and its arguments
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    pub command: Vec<String>,
+}
+
+/// `UID` or `UID:GID`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserIds {
+    /// The user's id.
+    pub uid: u32,
+    /// The group's id.
+    pub gid: u32,
+}
+
+impl std::str::FromStr for UserIds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let id = |part: &str| {
+            // The last one is "no change" to setuid(2).
+            part.parse().ok().filter(|id| *id != u32::MAX).ok_or_else(|| {
+                format!("{part:?} is no number; give UID or UID:GID, as in 1000 or 1000:100 (names are not looked up)")
+            })
+        };
+        match text.split_once(':') {
+            Some((uid, gid)) => Ok(Self { uid: id(uid)?, gid: id(gid)? }),
+            None => Ok(Self { uid: id(text)?, gid: 0 }),
+        }
+    }
 }
 
 /// What `vminitctl generate` prints.
@@ -154,6 +276,38 @@ mod tests {
     #[test]
     fn command_line_table_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn short_help_is_a_line_per_option() {
+        for command in Cli::command().get_subcommands() {
+            for option in command.get_arguments() {
+                let help = option.get_help().map(ToString::to_string).unwrap_or_default();
+                let id = option.get_id();
+                assert!((1..=75).contains(&help.len()) && !help.contains('\n'), "{id}: {help}");
+            }
+        }
+    }
+
+    #[test]
+    fn exec_takes_its_command_with_and_without_two_dashes() {
+        for line in
+            [&["exec", "-t", "ls", "-l", "--name"][..], &["exec", "-t", "--", "ls", "-l", "--name"]]
+        {
+            let cli = Cli::try_parse_from([&["vminitctl"], line].concat()).unwrap();
+            let Command::Exec(args) = cli.command else { panic!("exec is exec") };
+            assert!(args.tty && args.name.is_none());
+            assert_eq!(args.command, ["ls", "-l", "--name"]);
+        }
+    }
+
+    #[test]
+    fn user_is_one_number_or_two_and_an_error_says_so() {
+        assert_eq!("7".parse(), Ok(UserIds { uid: 7, gid: 0 }));
+        assert_eq!("7:8".parse(), Ok(UserIds { uid: 7, gid: 8 }));
+        for text in ["www", "7:", ":8", "-1", "4294967295", ""] {
+            assert!(text.parse::<UserIds>().unwrap_err().contains("1000:100"), "{text}");
+        }
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! 127 when it was not found; prints nothing of its own on stdout but what was asked for.
 
 mod cli;
+mod exec;
+mod list;
+mod process;
 mod run;
 
 use std::process::exit;
@@ -16,7 +19,11 @@ const FAILED: i32 = 125;
 fn main() {
     let cli = cli::Cli::parse();
     let outcome = match cli.command {
-        cli::Command::Run(args) => run::run(*args),
+        cli::Command::Run(args) => run::run(*args).map_err(|error| failure(&error, error.status())),
+        cli::Command::Exec(args) => {
+            exec::exec(*args).map_err(|error| failure(&error, error.status()))
+        }
+        cli::Command::List => list::list().map_err(|error| failure(&error, FAILED)),
         cli::Command::Generate { what } => {
             print!("{}", cli::generate(what));
             Ok(0)
@@ -24,11 +31,15 @@ fn main() {
     };
     match outcome {
         Ok(status) => exit(status),
-        Err(error) => {
-            eprintln!("vminitctl: {}", chain(&error));
-            exit(error.status());
+        Err((text, status)) => {
+            eprintln!("vminitctl: {text}");
+            exit(status);
         }
     }
+}
+
+fn failure(error: &dyn std::error::Error, status: i32) -> (String, i32) {
+    (chain(error), status)
 }
 
 /// An error with its causes, `a: b: c`.

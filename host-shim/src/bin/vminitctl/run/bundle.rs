@@ -1,17 +1,23 @@
 //! What to run, from the options: a config.json and the directory of the root filesystem.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use host_shim::container::{ProcessWish, default_spec};
-use oci_spec::runtime::{RootBuilder, Spec};
+use host_shim::sys::terminal::Size;
+use host_shim::vm::VmName;
+use oci_spec::runtime::{BoxBuilder, RootBuilder, Spec};
 
 use super::RunError;
 use crate::cli::RunArgs;
+use crate::process::{resolve_env, set_env, term_entry};
 
 /// The container as the guest gets it.
 pub struct Container {
-    /// config.json.
-    pub config: Vec<u8>,
+    spec: Spec,
+    /// True when its process has a terminal.
+    pub tty: bool,
     /// The host's directory with the root filesystem; absolute.
     pub rootfs: PathBuf,
 }
@@ -19,29 +25,54 @@ pub struct Container {
 impl Container {
     /// Reads the bundle, or makes a spec for `--rootfs`.
     pub fn from_args(args: &RunArgs) -> Result<Self, RunError> {
-        let env = args.env.iter().map(|entry| resolve(entry)).collect::<Result<Vec<_>, _>>()?;
-        let (spec, rootfs) = match (&args.bundle, &args.rootfs) {
-            (Some(bundle), _) => from_bundle(bundle, env, &args.command)?,
+        let env = args.env.iter().map(|entry| resolve_env(entry)).collect::<Result<Vec<_>, _>>()?;
+        let (mut spec, rootfs) = match (&args.bundle, &args.rootfs) {
+            (Some(bundle), _) => from_bundle(bundle, &args.command)?,
             (None, Some(rootfs)) if !args.command.is_empty() => {
-                let hostname = args.name.clone().unwrap_or_else(|| "vm".to_owned());
-                let wish = ProcessWish { args: args.command.clone(), env, hostname };
+                let hostname =
+                    args.name.as_ref().map_or_else(|| "vm".to_owned(), VmName::to_string);
+                let wish =
+                    ProcessWish { args: args.command.clone(), hostname, ..Default::default() };
                 (default_spec(&wish), rootfs.clone())
             }
             (None, Some(_)) => return Err(RunError::NoCommand),
             (None, None) => unreachable!("the option table wants one of the two"),
         };
-        let config = serde_json::to_vec(&spec).expect("a spec is JSON");
+        let process = spec.process_mut().get_or_insert_default();
+        let tty = args.tty || process.terminal().unwrap_or(false);
+        process.set_terminal(Some(tty));
+        let ours = process.env_mut().get_or_insert_default();
+        if tty && !ours.iter().any(|entry| entry.starts_with("TERM=")) {
+            ours.push(term_entry());
+        }
+        set_env(ours, env);
         let rootfs = readable_directory(&rootfs)
             .map_err(|source| RunError::Rootfs { path: rootfs.clone(), source })?;
-        Ok(Self { config, rootfs })
+        Ok(Self { spec, tty, rootfs })
+    }
+
+    /// How large the terminal is when the process is made.
+    pub fn set_console_size(&mut self, size: Size) {
+        let size = BoxBuilder::default().height(size.height).width(size.width).build();
+        if let Some(process) = self.spec.process_mut() {
+            process.set_console_size(size.ok());
+        }
+    }
+
+    /// config.json.
+    pub fn config(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.spec).expect("a spec is JSON")
+    }
+
+    /// JSON of its process in a file without a name.
+    pub fn process_file(&self) -> io::Result<File> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(&serde_json::to_vec(self.spec.process()).expect("a process is JSON"))?;
+        Ok(file)
     }
 }
 
-fn from_bundle(
-    bundle: &Path,
-    env: Vec<String>,
-    command: &[String],
-) -> Result<(Spec, PathBuf), RunError> {
+fn from_bundle(bundle: &Path, command: &[String]) -> Result<(Spec, PathBuf), RunError> {
     let path = bundle.join("config.json");
     let fail = |source| RunError::Bundle { path: path.clone(), source };
     let text = std::fs::read(&path).map_err(|error| fail(error.into()))?;
@@ -54,10 +85,6 @@ fn from_bundle(
     }
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(RunError::NoCommand);
-    }
-    process.env_mut().get_or_insert_default().extend(env);
-    if process.terminal().unwrap_or(false) {
-        return Err(fail("process.terminal is true; a terminal cannot be connected yet".into()));
     }
     for mount in spec.mounts().iter().flatten() {
         if let Some(source) = mount.source().as_ref().filter(|_| binds(mount)) {
@@ -74,16 +101,6 @@ fn from_bundle(
 fn binds(mount: &oci_spec::runtime::Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
         || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
-}
-
-fn resolve(entry: &str) -> Result<String, RunError> {
-    match entry.split_once('=') {
-        Some((key, _)) if !key.is_empty() => Ok(entry.to_owned()),
-        None if !entry.is_empty() => std::env::var(entry)
-            .map(|value| format!("{entry}={value}"))
-            .map_err(|_| RunError::Env { entry: entry.to_owned() }),
-        _ => Err(RunError::Env { entry: entry.to_owned() }),
-    }
 }
 
 fn readable_directory(path: &Path) -> std::io::Result<PathBuf> {

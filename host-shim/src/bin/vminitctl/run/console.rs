@@ -3,28 +3,25 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use host_shim::ctl::Claim;
 use host_shim::machine::console_tail;
-use tempfile::TempDir;
 
 /// How many of the console's last lines are shown.
 const TAIL_LINES: usize = 20;
 
-/// Where the guest's console goes. A file of ours is removed with this value.
+/// Where the guest's console goes.
 pub struct Console {
     path: PathBuf,
-    _own: Option<TempDir>,
 }
 
 impl Console {
-    /// At `path`, or in a directory of our own.
-    pub fn new(path: Option<&Path>) -> io::Result<Self> {
-        Ok(match path {
-            Some(path) => Self { path: std::path::absolute(path)?, _own: None },
-            None => {
-                let own = tempfile::Builder::new().prefix("vminitctl-").tempdir()?;
-                Self { path: own.path().join("console.log"), _own: Some(own) }
-            }
-        })
+    /// At `path`, or in the VM's directory, with which it is removed.
+    pub fn new(path: Option<&Path>, claim: &Claim) -> io::Result<Self> {
+        let path = match path {
+            Some(path) => std::path::absolute(path)?,
+            None => claim.file("console.log"),
+        };
+        Ok(Self { path })
     }
 
     /// The file.

@@ -5,37 +5,40 @@
 //!                                                              -> output drained -> Delete -> power-off
 //! ```
 //!
-//! Owns: the VM, from boot to power-off; it ends with this function, whatever happens.
+//! Owns: the VM, from boot to power-off, and its directory with the control socket; both end with this function,
+//! whatever happens.
 //! Promises: output that the command wrote before it exited is written before we exit; the host's directories stay
 //! as they are. Never: decides what the guest does.
 
 mod bundle;
 mod console;
 mod error;
-mod signals;
-mod stdio;
 mod timings;
 
-use std::path::PathBuf;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use host_shim::container::shared_rootfs;
-use host_shim::guest::{BOOT_DEADLINE, Guest, Ports, unlimited};
+use host_shim::ctl::{self, About, Claim, DirectoryError};
+use host_shim::guest::{BOOT_DEADLINE, CallError, Guest, Ports, SteadyGuest, unlimited};
 use host_shim::locate;
 use host_shim::machine::{BootOptions, Machine};
 use host_shim::vm::{Description, Draft, Share, Tag, VmName};
+use tokio::sync::watch;
 use tokio::time::timeout;
-use vminitd_protocol::pb::containerd::task::v3::{
-    CreateTaskRequest, DeleteRequest, StartRequest, WaitRequest, WaitResponse,
-};
+use vminitd_protocol::pb::containerd::task::v3::{CreateTaskRequest, DeleteRequest};
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::CreateRequest;
 use vminitd_protocol::pb::google::protobuf::Empty;
 
 use crate::cli::RunArgs;
+use crate::process::signals::{self, Signals};
+use crate::process::stdio::{self, Stdio};
+use crate::process::{Connected, Moment, ProcessError, TRIES, Target, attend, terminal};
 use bundle::Container;
+use console::Console;
 pub use error::RunError;
-use timings::Timings;
+use timings::{Mark, Timings};
 
 /// How long a guest that was asked to power off may take before it is killed.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(30);
@@ -48,63 +51,116 @@ const ROOTFS_TAG: &str = "rootfs";
 
 /// Runs the command; returns its exit status.
 pub fn run(args: RunArgs) -> Result<i32, RunError> {
-    let container = Container::from_args(&args)?;
+    let mut container = Container::from_args(&args)?;
+    if container.tty {
+        let wanted_by = if args.tty { "--tty" } else { "--bundle: process.terminal is true" };
+        let size = terminal::stdin_size()
+            .map_err(|source| ProcessError::NoTerminal { wanted_by, source })?;
+        container.set_console_size(size);
+    }
     // Before anything is started, so that no signal is lost or kills us without clean-up.
-    let signals = signals::watch().map_err(RunError::Signals)?;
+    let signals = signals::watch().map_err(ProcessError::Signals)?;
+    let (name, claim, listener) = claim(args.name.as_ref())?;
+    let vm = Vm { args, container, name, claim };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(RunError::Runtime)?;
-    let outcome = runtime.block_on(boot_and_run(args, container, signals));
+        .map_err(ProcessError::Runtime)?;
+    let outcome = runtime.block_on(boot_and_run(&vm, listener, signals));
     // A thread may still sit in a read of our stdin; it goes with the process.
     runtime.shutdown_background();
     outcome
 }
 
-async fn boot_and_run(
+/// What is to run.
+struct Vm {
     args: RunArgs,
     container: Container,
-    mut signals: signals::Signals,
+    name: VmName,
+    /// Goes last: with it the name is free again.
+    claim: Claim,
+}
+
+/// The VM's name and directory. One that is made up is made up until it is free.
+fn claim(wanted: Option<&VmName>) -> Result<(VmName, Claim, UnixListener), RunError> {
+    let pid = std::process::id();
+    let mut made_up = (1..).map(|n| match n {
+        1 => format!("run-{pid}"),
+        n => format!("run-{pid}-{n}"),
+    });
+    loop {
+        let name = match wanted {
+            Some(name) => name.clone(),
+            None => made_up.next().and_then(|name| name.parse().ok()).expect("a VM name"),
+        };
+        match ctl::claim(&name) {
+            Ok((claim, listener)) => return Ok((name, claim, listener)),
+            Err(DirectoryError::InUse { .. }) if wanted.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn boot_and_run(
+    vm: &Vm,
+    listener: UnixListener,
+    mut signals: Signals,
 ) -> Result<i32, RunError> {
-    let console = console::Console::new(args.console.as_deref()).map_err(RunError::Console)?;
+    let console = Console::new(vm.args.console.as_deref(), &vm.claim).map_err(RunError::Console)?;
     let options = BootOptions { vmm: locate::vmm()?, console: console.path().to_owned() };
     let mut timings = Timings::start();
-    let machine = Arc::new(Machine::boot(describe(&args, &container)?, options).await?);
+    let machine = Arc::new(Machine::boot(describe(vm)?, options).await?);
+    timings.mark(Mark::Spawned);
+    let (started, is_started) = watch::channel(None);
+    let process = vm.container.process_file().map_err(RunError::Control)?;
+    let about = About { process, container: is_started };
+    let server = listen(listener, machine.clone(), about).map_err(RunError::Control)?;
 
-    let mut guest = tokio::select! {
+    let guest = tokio::select! {
         guest = Guest::connect(machine.clone(), Ports::default(), BOOT_DEADLINE) => {
             guest.map_err(|source| RunError::NotServing { source, console: console.story() })?
         }
         exited = machine.exited() => {
             return Err(RunError::died("the VM ended before it served", &exited, &console));
         }
-        signal = signals.next() => return Err(RunError::Interrupted(signal)),
+        signal = signals.next_to_forward() => return Err(RunError::Interrupted(signal)),
     };
-    timings.serving(&console);
+    timings.mark(Mark::Serving);
+    timings.guest_boot(&console);
 
+    let guest = SteadyGuest::new(guest, BOOT_DEADLINE);
     let status = tokio::select! {
-        status = life(&args, &container, &mut guest, &mut signals, &mut timings) => status,
+        status = life(vm, &guest, &mut signals, &mut timings, started) => status,
         exited = machine.exited() => {
             Err(RunError::died("the VM ended while the command ran", &exited, &console))
         }
     };
     power_off(&machine, &guest).await;
-    timings.off();
-    if args.timings {
+    server.abort();
+    timings.mark(Mark::Off);
+    if vm.args.timings {
         eprint!("{}", timings.table(machine.accelerator()));
     }
     status
 }
 
-fn describe(args: &RunArgs, container: &Container) -> Result<Description, RunError> {
-    let mut cmdline: Vec<String> = Vec::new();
-    cmdline.extend(args.append.iter().cloned());
-    let name = args.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
+fn listen(
+    listener: UnixListener,
+    machine: Arc<Machine>,
+    about: About,
+) -> std::io::Result<tokio::task::JoinHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    Ok(tokio::spawn(ctl::serve(listener, machine, about)))
+}
+
+fn describe(vm: &Vm) -> Result<Description, RunError> {
+    let args = &vm.args;
     let draft = Draft {
-        name: VmName::try_from(name).map_err(RunError::Name)?,
+        name: vm.name.clone(),
         kernel: locate::kernel(args.kernel.clone())?,
         initramfs: Some(locate::initramfs(args.initramfs.clone())?),
-        cmdline: cmdline.join(" ").parse().map_err(RunError::Cmdline)?,
+        cmdline: args.append.join(" ").parse().map_err(RunError::Cmdline)?,
         memory: args.memory,
         cpus: args.cpus,
         guest_cid: Default::default(),
@@ -112,7 +168,7 @@ fn describe(args: &RunArgs, container: &Container) -> Result<Description, RunErr
         disks: Vec::new(),
         shares: vec![Share {
             tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a constant that is a tag"),
-            path: PathBuf::from(&container.rootfs),
+            path: vm.container.rootfs.clone(),
             read_only: true,
         }],
         accelerator: Default::default(),
@@ -122,90 +178,105 @@ fn describe(args: &RunArgs, container: &Container) -> Result<Description, RunErr
 
 /// The container's life: from its streams to its deletion.
 async fn life(
-    args: &RunArgs,
-    container: &Container,
-    guest: &mut Guest,
-    signals: &mut signals::Signals,
+    vm: &Vm,
+    guest: &SteadyGuest,
+    signals: &mut Signals,
     timings: &mut Timings,
+    started: watch::Sender<Option<String>>,
 ) -> Result<i32, RunError> {
-    let stdio = stdio::open(guest, CONTAINER, args.interactive).await?;
-    let files = [("config.json".to_owned(), container.config.clone())];
-    let bundle = guest
-        .bundle()
-        .create(unlimited(), &CreateRequest { id: CONTAINER.to_owned(), files: files.into() })
-        .await
-        .map_err(RunError::rpc("Bundle.Create"))?
-        .bundle;
-    timings.creating();
-    let create = CreateTaskRequest {
-        id: CONTAINER.to_owned(),
+    let (target, stdio) = create(vm, guest, timings).await?;
+    let connected = Connected { stdio, tty: vm.container.tty };
+    let note = |moment| match moment {
+        Moment::Started => {
+            timings.mark(Mark::Started);
+            started.send_replace(Some(target.container.clone()));
+        }
+        Moment::Exited => timings.mark(Mark::Exited),
+        Moment::Drained => timings.mark(Mark::Drained),
+    };
+    let exit = attend(guest, &target, connected, signals, note).await?;
+
+    let request = DeleteRequest { id: target.container.clone(), ..Default::default() };
+    let delete = |guest: Guest| {
+        let request = request.clone();
+        async move { guest.task().delete(unlimited(), &request).await }
+    };
+    match guest.once(delete).await {
+        // It may have been carried out or not: the VM ends now.
+        Ok(_) | Err(CallError::Lost(_)) => {}
+        Err(source) => return Err(RunError::Call { call: "Task.Delete", source }),
+    }
+    timings.mark(Mark::Deleted);
+    Ok(exit.exit_status as i32)
+}
+
+/// Makes the container, and its streams before it. When the agent is lost meanwhile, it is tried again under another
+/// name, so that nothing of the first try is in its way.
+async fn create(
+    vm: &Vm,
+    guest: &SteadyGuest,
+    timings: &mut Timings,
+) -> Result<(Target, Stdio), RunError> {
+    for number in 1..=TRIES {
+        let container = match number {
+            1 => CONTAINER.to_owned(),
+            again => format!("{CONTAINER}-{again}"),
+        };
+        let target = Target { container, exec: String::new() };
+        match try_to_create(vm, guest, &target, timings).await? {
+            Some(stdio) => return Ok((target, stdio)),
+            None => continue,
+        }
+    }
+    Err(ProcessError::Unmade(TRIES).into())
+}
+
+/// `None`: the agent was lost.
+async fn try_to_create(
+    vm: &Vm,
+    guest: &SteadyGuest,
+    target: &Target,
+    timings: &mut Timings,
+) -> Result<Option<Stdio>, RunError> {
+    let interactive = vm.args.interactive || vm.container.tty;
+    let Some(stdio) = stdio::open(guest, target, interactive, vm.container.tty).await? else {
+        return Ok(None);
+    };
+    let files = [("config.json".to_owned(), vm.container.config())];
+    let request = CreateRequest { id: target.container.clone(), files: files.into() };
+    let made =
+        guest.once(|guest| async move { guest.bundle().create(unlimited(), &request).await });
+    let bundle = match made.await {
+        Ok(made) => made.bundle,
+        Err(CallError::Lost(_)) => return Ok(None),
+        Err(source) => return Err(RunError::Call { call: "Bundle.Create", source }),
+    };
+    timings.mark(Mark::Creating);
+    let request = CreateTaskRequest {
+        id: target.container.clone(),
         rootfs: shared_rootfs(ROOTFS_TAG, &bundle),
         bundle,
+        terminal: vm.container.tty,
         stdin: stdio.stdin_uri(),
         stdout: stdio.stdout_uri(),
         stderr: stdio.stderr_uri(),
         ..Default::default()
     };
-    guest.task().create(unlimited(), &create).await.map_err(RunError::create)?;
-    timings.created();
-
-    // Asked before Start, so that no exit can come unseen.
-    let waiting = ask_for_exit(guest);
-    let start = StartRequest { id: CONTAINER.to_owned(), ..Default::default() };
-    guest.task().start(unlimited(), &start).await.map_err(RunError::create)?;
-    timings.started();
-
-    let mut running = stdio.run();
-    let exit = wait_and_forward(guest, waiting, signals, &mut running).await?;
-    timings.exited();
-    let copied = running.finish(exit.stdout_bytes, exit.stderr_bytes).await;
-
-    let delete = DeleteRequest { id: CONTAINER.to_owned(), ..Default::default() };
-    guest.task().delete(unlimited(), &delete).await.map_err(RunError::rpc("Task.Delete"))?;
-    copied.map_err(RunError::Output)?;
-    Ok(exit.exit_status as i32)
-}
-
-type Waiting = tokio::task::JoinHandle<ttrpc::Result<WaitResponse>>;
-
-fn ask_for_exit(guest: &Guest) -> Waiting {
-    let task = guest.task();
-    let request = WaitRequest { id: CONTAINER.to_owned(), ..Default::default() };
-    tokio::spawn(async move { task.wait(unlimited(), &request).await })
-}
-
-/// Waits for the exit; meanwhile passes signals on, and ends a command whose reader went away. The agent may be
-/// replaced under it: the command runs on, and its exit is asked for again on a new connection.
-async fn wait_and_forward(
-    guest: &mut Guest,
-    mut waiting: Waiting,
-    signals: &mut signals::Signals,
-    running: &mut stdio::Running,
-) -> Result<WaitResponse, RunError> {
-    loop {
-        tokio::select! {
-            answer = &mut waiting => match answer.expect("Wait does not panic") {
-                Ok(exit) => return Ok(exit),
-                Err(error @ ttrpc::Error::RpcStatus(_)) => return Err(RunError::rpc("Task.Wait")(error)),
-                Err(_) => {
-                    *guest = guest.reconnect(BOOT_DEADLINE).await.map_err(RunError::AgentGone)?;
-                    waiting = ask_for_exit(guest);
-                }
-            },
-            signal = signals.next() => signals::forward(guest, CONTAINER, signal).await,
-            () = running.reader_gone() => {
-                // A local command would die of SIGPIPE; PID 1 of a namespace ignores that.
-                signals::forward(guest, CONTAINER, signals::Signal::kill()).await;
-            }
-        }
+    let made = guest.once(|guest| async move { guest.task().create(unlimited(), &request).await });
+    match made.await {
+        Ok(_) => {}
+        Err(CallError::Lost(_)) => return Ok(None),
+        Err(error) => return Err(ProcessError::create("Task.Create")(error).into()),
     }
+    timings.mark(Mark::Created);
+    Ok(Some(stdio))
 }
 
 /// Asks the guest to end; whoever does not, is killed when the machine is dropped.
-async fn power_off(machine: &Machine, guest: &Guest) {
+async fn power_off(machine: &Machine, guest: &SteadyGuest) {
     let ended = async {
         // The connection may break before the answer comes: the exit is what counts.
-        let _ = guest.system().prepare_shutdown(unlimited(), &Empty {}).await;
+        let _ = guest.guest().await.system().prepare_shutdown(unlimited(), &Empty {}).await;
         machine.exited().await
     };
     if timeout(POWER_OFF_DEADLINE, ended).await.is_err() {

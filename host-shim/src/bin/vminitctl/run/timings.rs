@@ -5,78 +5,73 @@ use std::time::{Duration, Instant};
 
 use super::console::Console;
 
+/// A moment on the host's clock, in the order in which they come. One that is not reached has no time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// The hypervisor runs the VM.
+    Spawned,
+    /// The guest has answered.
+    Serving,
+    /// Create is about to be called.
+    Creating,
+    /// Create has returned.
+    Created,
+    /// Start has returned.
+    Started,
+    /// Wait has returned.
+    Exited,
+    /// All output is written.
+    Drained,
+    /// Delete has returned.
+    Deleted,
+    /// The VM is gone.
+    Off,
+}
+
 /// Moments on the host's clock, and the guest's own share of the boot.
 pub struct Timings {
-    spawn: Instant,
-    serving: Option<Instant>,
+    start: Instant,
+    marks: Vec<(Mark, Instant)>,
     guest: Option<Duration>,
-    creating: Option<Instant>,
-    created: Option<Instant>,
-    started: Option<Instant>,
-    exited: Option<Instant>,
-    off: Option<Instant>,
 }
 
 impl Timings {
     /// The VM is about to be spawned.
     pub fn start() -> Self {
-        Self {
-            spawn: Instant::now(),
-            serving: None,
-            guest: None,
-            creating: None,
-            created: None,
-            started: None,
-            exited: None,
-            off: None,
-        }
+        Self { start: Instant::now(), marks: Vec::new(), guest: None }
     }
 
-    /// The guest has answered.
-    pub fn serving(&mut self, console: &Console) {
-        self.serving = Some(Instant::now());
+    /// Something has come to pass, now. What comes a second time counts then.
+    pub fn mark(&mut self, mark: Mark) {
+        self.marks.retain(|(other, _)| *other != mark);
+        self.marks.push((mark, Instant::now()));
+    }
+
+    /// When it came to pass.
+    pub fn at(&self, mark: Mark) -> Option<Instant> {
+        self.marks.iter().find(|(other, _)| *other == mark).map(|(_, at)| *at)
+    }
+
+    /// The guest has answered: its stamps of the boot are on the console.
+    pub fn guest_boot(&mut self, console: &Console) {
         let text = console.text();
         let stamps = stamp(&text, "pid1-entry").zip(stamp(&text, "serve"));
         self.guest = stamps.map(|(entry, serve)| serve.saturating_sub(entry));
     }
 
-    /// Create is about to be called.
-    pub fn creating(&mut self) {
-        self.creating = Some(Instant::now());
-    }
-
-    /// Create has returned.
-    pub fn created(&mut self) {
-        self.created = Some(Instant::now());
-    }
-
-    /// Start has returned.
-    pub fn started(&mut self) {
-        self.started = Some(Instant::now());
-    }
-
-    /// Wait has returned.
-    pub fn exited(&mut self) {
-        self.exited = Some(Instant::now());
-    }
-
-    /// The VM is gone.
-    pub fn off(&mut self) {
-        self.off = Some(Instant::now());
-    }
-
     /// For a person: a line per phase that was reached, in milliseconds.
     pub fn table(&self, accelerator: &str) -> String {
-        let up = self.serving.map(|at| at - self.spawn);
+        let span = |from, to| Some(self.at(to)?.saturating_duration_since(self.at(from)?));
+        let up = self.at(Mark::Serving).map(|at| at - self.start);
         // The guest's clock starts with its kernel, so the host's part is what the guest's own leaves over.
         let before = up.map(|up| up.saturating_sub(self.guest.unwrap_or_default()));
         let rows = [
             ("spawn to PID 1", before),
             ("PID 1 to serving", self.guest),
-            ("create", span(self.creating, self.created)),
-            ("start", span(self.created, self.started)),
-            ("run to exit", span(self.started, self.exited)),
-            ("delete and power-off", span(self.exited, self.off)),
+            ("create", span(Mark::Creating, Mark::Created)),
+            ("start", span(Mark::Created, Mark::Started)),
+            ("run to exit", span(Mark::Started, Mark::Exited)),
+            ("delete and power-off", span(Mark::Exited, Mark::Off)),
         ];
         let mut table = format!("vminitctl: phases ({accelerator})\n");
         for (name, took) in rows {
@@ -87,10 +82,6 @@ impl Timings {
         }
         table
     }
-}
-
-fn span(from: Option<Instant>, to: Option<Instant>) -> Option<Duration> {
-    Some(to?.saturating_duration_since(from?))
 }
 
 /// The uptime in the console line `VMINITD_READY uptime_us=N phase=PHASE`.

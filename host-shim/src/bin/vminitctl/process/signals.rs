@@ -1,4 +1,4 @@
-//! Our own signals, passed on to the command.
+//! Our own signals, passed on to the command, and those that tell of the terminal.
 //!
 //! Owns: the signal handlers of this process.
 //! Promises: a second SIGINT or SIGTERM within two seconds kills, since a program that is PID 1 of its namespace
@@ -8,13 +8,16 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
-use host_shim::guest::{Guest, unlimited};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{
+    SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 use tokio::sync::mpsc;
-use vminitd_protocol::pb::containerd::task::v3::KillRequest;
 
 /// Within this time a second SIGINT or SIGTERM kills.
 const TWICE: Duration = Duration::from_secs(2);
+
+/// How long a command whose terminal went away has after its SIGHUP until it is killed: nobody could end it any more.
+pub const HANGUP_GRACE: Duration = Duration::from_secs(2);
 
 /// A signal's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,11 @@ impl Signal {
     /// The one that cannot be ignored.
     pub fn kill() -> Self {
         Self(SIGKILL)
+    }
+
+    /// True for SIGHUP: the terminal is gone, if there was one.
+    pub fn is_hangup(self) -> bool {
+        self.0 == SIGHUP
     }
 
     /// As in signal(7).
@@ -38,6 +46,17 @@ impl fmt::Display for Signal {
     }
 }
 
+/// What a signal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// The command.
+    ToForward(Signal),
+    /// Our terminal has another size.
+    Resized,
+    /// We were stopped, and others may have used the terminal.
+    Continued,
+}
+
 /// Signals as they come.
 pub struct Signals {
     arrivals: mpsc::UnboundedReceiver<i32>,
@@ -46,8 +65,9 @@ pub struct Signals {
 
 /// From here on none of them ends this process.
 pub fn watch() -> io::Result<Signals> {
-    let mut handler =
-        signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
+    let mut handler = signal_hook::iterator::Signals::new([
+        SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT,
+    ])?;
     let (sender, arrivals) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in &mut handler {
@@ -60,24 +80,25 @@ pub fn watch() -> io::Result<Signals> {
 }
 
 impl Signals {
-    /// The next signal to pass on.
-    pub async fn next(&mut self) -> Signal {
+    /// The next one.
+    pub async fn next(&mut self) -> Arrival {
         match self.arrivals.recv().await {
-            Some(signal) => self.escalation.handle(signal, Instant::now()),
+            Some(SIGWINCH) => Arrival::Resized,
+            Some(SIGCONT) => Arrival::Continued,
+            Some(signal) => Arrival::ToForward(self.escalation.handle(signal, Instant::now())),
             // The thread ended, which it does with the process only.
             None => std::future::pending().await,
         }
     }
-}
 
-/// Sends the signal to the container's init. That it may be gone already is no error.
-pub async fn forward(guest: &Guest, container: &str, signal: Signal) {
-    let request = KillRequest {
-        id: container.to_owned(),
-        signal: signal.number() as u32,
-        ..Default::default()
-    };
-    let _ = guest.task().kill(unlimited(), &request).await;
+    /// The next one that is for the command.
+    pub async fn next_to_forward(&mut self) -> Signal {
+        loop {
+            if let Arrival::ToForward(signal) = self.next().await {
+                return signal;
+            }
+        }
+    }
 }
 
 /// When an asked-for end becomes an ordered one.

@@ -12,40 +12,62 @@ use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use host_shim::guest::Guest;
+use host_shim::guest::{Guest, SteadyGuest, StreamError};
 use host_shim::vmm::Released;
 use tokio::sync::{Notify, oneshot};
 
-use super::RunError;
+use super::{ProcessError, Target};
 
 /// Bytes per read; a vsock packet's payload.
 const CHUNK: usize = 64 << 10;
 
 /// Streams that the guest has registered.
 pub struct Stdio {
-    container: String,
+    target: Target,
     stdin: Option<Stream>,
     stdout: Stream,
-    stderr: Stream,
+    /// None with a terminal: all output is stdout's then.
+    stderr: Option<Stream>,
 }
 
 /// A blocking stream, and what keeps its connection alive.
 type Stream = (UnixStream, Released);
 
-/// Opens the container's streams in the guest.
-pub async fn open(guest: &Guest, container: &str, interactive: bool) -> Result<Stdio, RunError> {
-    let stdin = match interactive {
-        true => Some(stream(guest, container, "stdin").await?),
-        false => None,
-    };
-    let stdout = stream(guest, container, "stdout").await?;
-    let stderr = stream(guest, container, "stderr").await?;
-    Ok(Stdio { container: container.to_owned(), stdin, stdout, stderr })
+/// Opens the process's streams in the guest; `None` when the agent was lost meanwhile.
+pub async fn open(
+    guest: &SteadyGuest,
+    target: &Target,
+    interactive: bool,
+    tty: bool,
+) -> Result<Option<Stdio>, ProcessError> {
+    match try_to_open(&guest.guest().await, target, interactive, tty).await {
+        Ok(stdio) => Ok(Some(stdio)),
+        Err(ProcessError::Stream(StreamError::Io { .. })) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-async fn stream(guest: &Guest, container: &str, name: &str) -> Result<Stream, RunError> {
-    let stream = guest.stream(&format!("{container}-{name}")).await?;
-    stream.into_blocking().map_err(RunError::Output)
+async fn try_to_open(
+    guest: &Guest,
+    target: &Target,
+    interactive: bool,
+    tty: bool,
+) -> Result<Stdio, ProcessError> {
+    let stdin = match interactive {
+        true => Some(stream(guest, target, "stdin").await?),
+        false => None,
+    };
+    let stdout = stream(guest, target, "stdout").await?;
+    let stderr = match tty {
+        true => None,
+        false => Some(stream(guest, target, "stderr").await?),
+    };
+    Ok(Stdio { target: target.clone(), stdin, stdout, stderr })
+}
+
+async fn stream(guest: &Guest, target: &Target, name: &str) -> Result<Stream, ProcessError> {
+    let stream = guest.stream(&target.stream(name)).await?;
+    stream.into_blocking().map_err(ProcessError::Output)
 }
 
 impl Stdio {
@@ -61,11 +83,11 @@ impl Stdio {
 
     /// For Create.
     pub fn stderr_uri(&self) -> String {
-        self.uri("stderr")
+        self.stderr.as_ref().map_or_else(String::new, |_| self.uri("stderr"))
     }
 
     fn uri(&self, name: &str) -> String {
-        format!("stream://{}-{name}", self.container)
+        format!("stream://{}", self.target.stream(name))
     }
 
     /// Starts copying.
@@ -76,7 +98,7 @@ impl Stdio {
         let reader_gone = Arc::new(Notify::new());
         Running {
             stdout: pump_output(self.stdout, 1, reader_gone.clone()),
-            stderr: pump_output(self.stderr, 2, reader_gone.clone()),
+            stderr: self.stderr.map(|stderr| pump_output(stderr, 2, reader_gone.clone())),
             reader_gone,
         }
     }
@@ -85,7 +107,7 @@ impl Stdio {
 /// Streams that are being copied.
 pub struct Running {
     stdout: oneshot::Receiver<io::Result<u64>>,
-    stderr: oneshot::Receiver<io::Result<u64>>,
+    stderr: Option<oneshot::Receiver<io::Result<u64>>>,
     reader_gone: Arc<Notify>,
 }
 
@@ -97,7 +119,8 @@ impl Running {
 
     /// Waits until both streams have ended. The totals are the guest's, to be held against ours.
     pub async fn finish(self, stdout_bytes: u64, stderr_bytes: u64) -> io::Result<()> {
-        for (copied, sent) in [(self.stdout, stdout_bytes), (self.stderr, stderr_bytes)] {
+        let stdout = Some((self.stdout, stdout_bytes));
+        for (copied, sent) in stdout.into_iter().chain(self.stderr.map(|end| (end, stderr_bytes))) {
             match copied.await.unwrap_or(Ok(0)) {
                 Ok(got) if got < sent => {
                     let text = format!("{got} of {sent} bytes arrived");
