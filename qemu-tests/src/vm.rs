@@ -213,6 +213,24 @@ impl Vm {
         *self.guest.lock().expect("no test panics with it") = guest;
     }
 
+    /// How many agents have served in this VM, by the console.
+    pub fn agents(&self) -> usize {
+        let serves = |line: &&str| line.contains("init: agent ") && line.contains(" serves");
+        self.console().lines().filter(serves).count()
+    }
+
+    /// Waits until more than `before` agents have served, and connects to the last. One that is being killed may
+    /// well answer until it is gone.
+    pub async fn reconnect_to_another_than(&self, before: usize) {
+        let another = async {
+            while self.agents() <= before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(PATIENCE_S), another).await.expect("another agent");
+        self.reconnect().await;
+    }
+
     /// Events so far, in the order in which they came.
     pub fn events(&self) -> Vec<Envelope> {
         self.events.lock().expect("no test panics with it").clone()

@@ -88,8 +88,9 @@ fn events_while_the_agent_is_killed_are_told_once_to_whoever_resumes() {
         for round in 0..3 {
             let wish = inspector(&["inspect", "signal", "9"]);
             let blow = vm.create(&format!("blow{round}"), wish).await.expect("create");
+            let before = vm.agents();
             let _ = timeout(Duration::from_secs(5), blow.start()).await;
-            vm.reconnect().await;
+            vm.reconnect_to_another_than(before).await;
             vm.delete_by_force(&format!("blow{round}")).await;
         }
         for one in running {

@@ -11,6 +11,7 @@
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
 //! | `reaping` | orphans and grandchildren |
+//! | `room` | full filesystems |
 //! | `stdio` | bytes, their order and their ends |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
 
@@ -23,5 +24,6 @@ mod events;
 mod launch;
 mod lifecycle;
 mod reaping;
+mod room;
 mod stdio;
 mod wire;

@@ -1,6 +1,6 @@
 //! Every path in the guest's filesystem that init, the launcher and the agent name.
 
-/// State that must survive the agent; a tmpfs.
+/// State that must survive the agent; a tmpfs of its own.
 pub const STATE_DIR: &str = "/run/vminitd";
 /// libcontainer's state, a directory per container.
 pub const LIBCONTAINER_DIR: &str = "/run/vminitd/lc";

@@ -49,6 +49,9 @@ const REST: &[Mount] = &[
     Mount { kind: "mqueue", place: "/dev/mqueue", flags: NO_SUID_DEV_EXEC, options: "", needed: false },
     Mount { kind: "tmpfs", place: "/tmp", flags: NO_SUID_DEV, options: "mode=1777", needed: false },
     Mount { kind: "tmpfs", place: "/run", flags: NO_SUID_DEV, options: "mode=0755", needed: true },
+    // Of its own, so that whoever fills another one keeps no exit from being recorded. Its pages are
+    // paid for by the agent, out of what containers cannot take.
+    Mount { kind: "tmpfs", place: paths::STATE_DIR, flags: NO_SUID_DEV_EXEC, options: "mode=0755", needed: true },
     // A container's root may lie here: setuid programs and devices are its own affair.
     Mount { kind: "tmpfs", place: paths::BUNDLES_DIR, flags: MsFlags::empty(), options: "mode=0700", needed: true },
 ];
@@ -61,8 +64,8 @@ const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Directories below /run.
-const DIRECTORIES: &[&str] = &[paths::STATE_DIR, paths::LIBCONTAINER_DIR, paths::CONTAINERS_DIR];
+/// Directories below [`paths::STATE_DIR`].
+const DIRECTORIES: &[&str] = &[paths::LIBCONTAINER_DIR, paths::CONTAINERS_DIR];
 
 /// Mounts what the log needs.
 pub fn mount_first() -> Result<(), MountError> {
