@@ -28,6 +28,8 @@ pub struct Wish {
     pub spec: Value,
     /// Connect stdin.
     pub stdin: bool,
+    /// Give it a terminal.
+    pub terminal: bool,
     /// Further files of the bundle.
     pub files: Vec<(String, Vec<u8>)>,
     /// The rootfs's mounts; `None`: the shared busybox below a tmpfs.
@@ -49,6 +51,7 @@ impl Wish {
         Self {
             spec,
             stdin: false,
+            terminal: false,
             files: Vec::new(),
             mounts: None,
             stdout_uri: None,
@@ -65,6 +68,12 @@ impl Wish {
     /// Connects stdin.
     pub fn with_stdin(mut self) -> Self {
         self.stdin = true;
+        self
+    }
+
+    /// Gives it a terminal, and connects stdin to it.
+    pub fn with_terminal(mut self) -> Self {
+        (self.stdin, self.terminal) = (true, true);
         self
     }
 
@@ -112,7 +121,7 @@ impl Wish {
 
 /// A created container.
 pub struct Task<'vm> {
-    vm: &'vm Vm,
+    pub(crate) vm: &'vm Vm,
     /// Its id.
     pub id: String,
     /// Its pid in the guest.
@@ -122,9 +131,10 @@ pub struct Task<'vm> {
     output: Output,
 }
 
-struct Output {
-    stdout: JoinHandle<Vec<u8>>,
-    stderr: JoinHandle<Vec<u8>>,
+/// What a process writes, read as it comes.
+pub(crate) struct Output {
+    pub(crate) stdout: JoinHandle<Vec<u8>>,
+    pub(crate) stderr: JoinHandle<Vec<u8>>,
 }
 
 /// A started container, of which Wait was asked before Start.
@@ -182,7 +192,8 @@ impl Vm {
             false => None,
         };
         let (stdout_uri, stdout) = self.output(wish.stdout_uri, &format!("{id}-out")).await;
-        let (stderr_uri, stderr) = self.output(wish.stderr_uri, &format!("{id}-err")).await;
+        let stderr_uri = if wish.terminal { Some(String::new()) } else { wish.stderr_uri };
+        let (stderr_uri, stderr) = self.output(stderr_uri, &format!("{id}-err")).await;
         let output = Output { stdout, stderr };
         let request = CreateTaskRequest {
             id: id.to_owned(),
@@ -191,6 +202,7 @@ impl Vm {
             stdin: stdin.as_ref().map_or_else(String::new, |_| format!("stream://{id}-stdin")),
             stdout: stdout_uri,
             stderr: stderr_uri,
+            terminal: wish.terminal,
             ..Default::default()
         };
         let pid = self.guest().task().create(unlimited(), &request).await?.pid;
@@ -229,7 +241,12 @@ impl Vm {
         running.finish().await
     }
 
-    async fn output(&self, uri: Option<String>, stream: &str) -> (String, JoinHandle<Vec<u8>>) {
+    /// The URI to ask for, and who reads it.
+    pub(crate) async fn output(
+        &self,
+        uri: Option<String>,
+        stream: &str,
+    ) -> (String, JoinHandle<Vec<u8>>) {
         match uri {
             // The test reads it, or nobody does.
             Some(uri) => (uri, tokio::spawn(async { Vec::new() })),
@@ -296,14 +313,17 @@ impl<'vm> Task<'vm> {
         drop(self.stdin);
         let request = DeleteRequest { id: self.id.clone(), ..Default::default() };
         self.vm.guest().task().delete(unlimited(), &request).await?;
-        let output = async {
-            (
-                self.output.stdout.await.expect("a reader"),
-                self.output.stderr.await.expect("a reader"),
-            )
-        };
+        Ok(self.output.collected(&self.id).await)
+    }
+}
+
+impl Output {
+    /// Both, once they have ended, as they do with a Delete.
+    pub(crate) async fn collected(self, whose: &str) -> (Vec<u8>, Vec<u8>) {
+        let output =
+            async { (self.stdout.await.expect("a reader"), self.stderr.await.expect("a reader")) };
         let output = timeout(Duration::from_secs(PATIENCE_S), output).await;
-        Ok(output.unwrap_or_else(|_| panic!("{}: the output does not end after Delete", self.id)))
+        output.unwrap_or_else(|_| panic!("{whose}: the output does not end after Delete"))
     }
 }
 

@@ -9,12 +9,14 @@
 //! in silence. Never: is used by anything but tests.
 
 mod container;
+mod exec;
 mod leaks;
 mod promises;
 mod rootfs;
 mod vm;
 
 pub use container::{Exit, Running, Task, Wish};
+pub use exec::{Exec, ExecWish, RunningExec};
 pub use leaks::{Listing, inspector};
 pub use rootfs::{guest_program, rootfs};
 pub use vm::{Options, ROOTFS_TAG, Vm, vm_test, vm_test_with};

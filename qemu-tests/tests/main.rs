@@ -8,6 +8,7 @@
 //! | `devices` | which devices a container may open |
 //! | `errors` | every code and text that hosts branch on |
 //! | `events` | their numbers, resuming, slow subscribers |
+//! | `exec` | further processes in a container |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
 //! | `reaping` | orphans and grandchildren |
@@ -21,6 +22,7 @@ mod cli;
 mod devices;
 mod errors;
 mod events;
+mod exec;
 mod launch;
 mod lifecycle;
 mod reaping;

@@ -113,6 +113,8 @@ pub const EVENT_BYTES: usize = 64 * 1024;
 pub const EVENT_ROOTFS_BYTES: usize = 32 * 1024;
 /// Bytes of a request's namespace; containerd's have at most 76.
 pub const NAMESPACE_BYTES: usize = 255;
+/// Execs of one container that are not deleted.
+pub const EXECS: usize = 4096;
 /// Threads for what can block, at the same time.
 pub const BLOCKING_THREADS: usize = 64;
 

@@ -46,6 +46,9 @@ pub enum RpcError {
     /// libcontainer, or what leads to it, failed.
     #[error("OCI runtime create failed: {0}")]
     Runtime(String),
+    /// The same for a further process.
+    #[error("OCI runtime exec failed: {0}")]
+    RuntimeExec(String),
     /// The request is not one that can be done, whatever the state.
     #[error("{0}: invalid argument")]
     Invalid(String),
@@ -92,9 +95,10 @@ impl RpcError {
             Self::Refused(Refusal::NotStarted | Refusal::InitGone { .. }) => {
                 Code::FAILED_PRECONDITION
             }
-            Self::Refused(Refusal::Cannot { .. }) | Self::Runtime(_) | Self::Failed(_) => {
-                Code::UNKNOWN
-            }
+            Self::Refused(Refusal::Cannot { .. } | Refusal::CannotExec { .. })
+            | Self::Runtime(_)
+            | Self::RuntimeExec(_)
+            | Self::Failed(_) => Code::UNKNOWN,
             Self::Scheme(_) | Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::Invalid(_) => Code::INVALID_ARGUMENT,
             Self::ShuttingDown => Code::UNAVAILABLE,
@@ -196,6 +200,16 @@ mod tests {
                 RpcError::Runtime("no such file".into()),
                 Code::UNKNOWN,
                 "OCI runtime create failed: no such file",
+            ),
+            (
+                RpcError::RuntimeExec("no such file".into()),
+                Code::UNKNOWN,
+                "OCI runtime exec failed: no such file",
+            ),
+            (
+                Refusal::CannotExec { state: "paused" }.into(),
+                Code::UNKNOWN,
+                "cannot exec in a paused state",
             ),
             (
                 RpcError::Invalid("empty id".into()),

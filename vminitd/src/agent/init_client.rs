@@ -37,6 +37,8 @@ pub struct Launched {
     pub pid: u32,
     /// To signal it by.
     pub pidfd: OwnedFd,
+    /// The master of its pty, if it has a terminal. init keeps it too.
+    pub master: Option<OwnedFd>,
     /// Where its exit is found.
     pub exit: ExitSlot,
 }
@@ -264,11 +266,11 @@ impl InitClient {
 
     /// What a Launched message holds; also during the handover.
     pub fn launched(&self, process: ProcessHandle, pid: i32, fds: Vec<OwnedFd>) -> Outcome {
-        let pidfd = fds.into_iter().next();
-        match (u32::try_from(pid), pidfd) {
+        let mut fds = fds.into_iter();
+        match (u32::try_from(pid), fds.next()) {
             (Ok(pid), Some(pidfd)) => {
                 let exit = self.exit_slot(process);
-                Outcome::Launched(Launched { process, pid, pidfd, exit })
+                Outcome::Launched(Launched { process, pid, pidfd, master: fds.next(), exit })
             }
             _ => Outcome::Failed(LaunchError {
                 failure: Failure::Died,

@@ -52,7 +52,10 @@ async fn stop(container: &Arc<Container>) {
         State::Created { .. } => {
             let _ = container.init.signal(libc::SIGKILL);
         }
-        State::Creating
+        State::Added
+        | State::Launching
+        | State::Failed
+        | State::Creating
         | State::Draining { .. }
         | State::Stopped { .. }
         | State::Deleting { .. }

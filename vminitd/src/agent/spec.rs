@@ -19,10 +19,11 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Spec};
+use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
 
 use super::bundle::ORIGINAL_CONFIG;
 use crate::paths::{BUNDLE_CONFIG, CGROUP_CONTAINERS_IN_SPEC};
+use crate::sys::terminal::Size;
 
 /// The annotation that lets a container make AF_VSOCK sockets, and its value.
 const ALLOW_VSOCK: (&str, &str) = ("io.vminitd.vsock", "allow");
@@ -46,6 +47,13 @@ pub enum SpecError {
     Parse {
         /// The file.
         path: PathBuf,
+        /// Where, and what was expected.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It is not the JSON of an OCI process.
+    #[error("parse the process")]
+    Process {
         /// Where, and what was expected.
         #[source]
         source: serde_json::Error,
@@ -169,16 +177,71 @@ fn prepare(
 impl Prepared {
     /// Whether the container gets a network namespace that did not exist before.
     pub fn new_network(&self) -> bool {
-        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-        namespaces.into_iter().flatten().any(|namespace| {
-            namespace.typ() == LinuxNamespaceType::Network && namespace.path().is_none()
-        })
+        self.makes(LinuxNamespaceType::Network)
     }
 
-    /// Whether the config wants a terminal.
-    pub fn terminal(&self) -> bool {
-        self.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false)
+    /// Whether the container gets a pid namespace of its own, with which the kernel ends it.
+    pub fn new_pids(&self) -> bool {
+        self.makes(LinuxNamespaceType::Pid)
     }
+
+    fn makes(&self, kind: LinuxNamespaceType) -> bool {
+        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        namespaces
+            .into_iter()
+            .flatten()
+            .any(|namespace| namespace.typ() == kind && namespace.path().is_none())
+    }
+
+    /// Whether there is a terminal is the request's to say.
+    pub fn set_terminal(&mut self, terminal: bool) {
+        if let Some(process) = self.spec.process_mut() {
+            process.set_terminal(Some(terminal));
+        }
+    }
+
+    /// The size that the config wants its terminal to have.
+    pub fn console_size(&self) -> Option<Size> {
+        console_size(self.spec.process().as_ref()?)
+    }
+}
+
+/// The size that a process wants its terminal to have.
+fn console_size(process: &Process) -> Option<Size> {
+    let size = process.console_size()?;
+    let (width, height) = (u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?);
+    (width > 0 && height > 0).then_some(Size { width, height })
+}
+
+/// An exec's process, final: as requested, with what the request leaves open taken from the
+/// container's. Returns its JSON, and the size that it wants its terminal to have.
+pub fn exec_process(
+    json: &[u8],
+    terminal: bool,
+    bundle: &Path,
+) -> Result<(Vec<u8>, Option<Size>), SpecError> {
+    let bad = |source| SpecError::Process { source };
+    let mut process: Process = serde_json::from_slice(json).map_err(bad)?;
+    if process.args().as_deref().unwrap_or_default().is_empty() {
+        return Err(SpecError::Missing("process.args"));
+    }
+    process.set_terminal(Some(terminal));
+    process.set_apparmor_profile(None);
+    if process.capabilities().is_none() {
+        // Without any the process would keep all of ours.
+        let path = bundle.join(BUNDLE_CONFIG);
+        let config = fs::read(&path).map_err(|source| SpecError::Io {
+            verb: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let spec: Spec =
+            serde_json::from_slice(&config).map_err(|source| SpecError::Parse { path, source })?;
+        let of_container = spec.process().as_ref().and_then(|own| own.capabilities().clone());
+        process.set_capabilities(of_container);
+    }
+    let size = console_size(&process);
+    Ok((serde_json::to_vec(&process).map_err(bad)?, size))
 }
 
 /// An absolute path stays, a relative one is below the bundle.

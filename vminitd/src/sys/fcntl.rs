@@ -18,9 +18,10 @@ pub fn set_cloexec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether it is a pipe or socket, which can block; a file or a device like /dev/null cannot, and
-/// epoll refuses it. fstat(2).
+/// Whether it is a pipe, socket or terminal, which can block; a file or a device like /dev/null
+/// cannot, and epoll refuses it. fstat(2), isatty(3).
 pub fn is_pollable(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let kind = nix::sys::stat::fstat(fd.as_raw_fd())?.st_mode & libc::S_IFMT;
-    Ok(kind == libc::S_IFIFO || kind == libc::S_IFSOCK)
+    let terminal = || nix::unistd::isatty(fd.as_raw_fd()).unwrap_or(false);
+    Ok(kind == libc::S_IFIFO || kind == libc::S_IFSOCK || (kind == libc::S_IFCHR && terminal()))
 }

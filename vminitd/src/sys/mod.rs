@@ -24,4 +24,5 @@ pub mod shared_text;
 pub mod signals;
 pub mod splice;
 pub mod stream_socket;
+pub mod terminal;
 pub mod wait;

@@ -255,6 +255,8 @@ events! {
     TaskStart: TASK_START,
     TaskExit: TASK_EXIT,
     TaskDelete: TASK_DELETE,
+    TaskExecAdded: TASK_EXEC_ADDED,
+    TaskExecStarted: TASK_EXEC_STARTED,
     TaskPaused: TASK_PAUSED,
     TaskResumed: TASK_RESUMED,
 }

@@ -34,6 +34,25 @@
 //! | CleanedUp | - | - | - | - | - | - | - | - | Deleted/PublishDelete | - |
 //! | CleanUpFailed | - | - | - | - | - | - | - | - | Stopped | - |
 //!
+//! An exec has another beginning, since its process is made by its Start, and then the same life:
+//!
+//! ```text
+//! Added --StartAsked--> Launching --Launched--> Running ...
+//!   | DeleteAsked          | LaunchFailed
+//!   v                      v
+//! Deleted <--DeleteAsked-- Failed
+//! ```
+//!
+//! | | Added | Launching | Failed |
+//! |---|---|---|---|
+//! | Launched | - | Running/PublishStart | - |
+//! | LaunchFailed | - | Failed/Cancel | - |
+//! | StartAsked | Launching/SendStart | cannot | cannot |
+//! | PauseAsked, ResumeAsked | cannot | cannot | cannot |
+//! | KillAsked | not started | not started | finished |
+//! | DeleteAsked | Deleted/Cancel,CleanUp | cannot | Deleted/CleanUp |
+//! | all others | - | - | - |
+//!
 //! Two rules of the world outside are in it: TaskStart comes before TaskExit, so an exit that is
 //! seen while a start is under way is held; and what the process wrote comes before TaskExit, so
 //! the exit is published on `Drained` only.
@@ -52,6 +71,12 @@ pub struct Exited {
 /// Where a process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
+    /// An exec that waits for its start; there is no process yet.
+    Added,
+    /// An exec whose start is under way.
+    Launching,
+    /// An exec whose start failed; there never was a process.
+    Failed,
     /// Its launch is under way; for the host it does not exist yet.
     Creating,
     /// It waits for its start.
@@ -151,7 +176,8 @@ pub enum Event {
 pub enum Action {
     /// Publish that it was created.
     PublishCreate,
-    /// Tell it to go on; report StartSent or StartFailed.
+    /// Tell it to go on; report StartSent or StartFailed. An exec: launch it; report Launched or
+    /// LaunchFailed.
     SendStart,
     /// Publish that it was started.
     PublishStart,
@@ -169,6 +195,8 @@ pub enum Action {
     Drain,
     /// Tell the container's exit order, which publishes and wakes those that wait.
     PublishExit,
+    /// There will be no process: tell the exit order and those that wait.
+    Cancel,
     /// SIGKILL it, wait until it is stopped, and ask for the delete again.
     Kill,
     /// Wait until it is stopped, and ask for the delete again.
@@ -197,6 +225,12 @@ pub enum Refusal {
         /// The container.
         container: String,
     },
+    /// A container that nothing can join now.
+    #[error("cannot exec in a {state} state")]
+    CannotExec {
+        /// What the container is.
+        state: &'static str,
+    },
     /// The state and the request do not fit.
     #[error("cannot {verb} a {state} process")]
     Cannot {
@@ -217,6 +251,7 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
     match event {
         E::Launched { pid } => match state {
             S::Creating => Ok((S::Created { pid }, vec![A::PublishCreate])),
+            S::Launching => Ok((S::Running { pid }, vec![A::PublishStart])),
             S::Created { .. }
             | S::Starting { .. }
             | S::Running { .. }
@@ -225,10 +260,13 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Failed => ignored,
         },
         E::LaunchFailed => match state {
             S::Creating => Ok((S::Deleted, vec![])),
+            S::Launching => Ok((S::Failed, vec![A::Cancel])),
             S::Created { .. }
             | S::Starting { .. }
             | S::Running { .. }
@@ -237,10 +275,14 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Failed => ignored,
         },
         E::StartAsked => match state {
             S::Created { pid } => Ok((S::Starting { pid, exit: None }, vec![A::SendStart])),
+            S::Added => Ok((S::Launching, vec![A::SendStart])),
+            S::Launching | S::Failed => cannot("start"),
             S::Starting { .. }
             | S::Running { .. }
             | S::Pausing { .. }
@@ -262,7 +304,10 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::StartFailed => match state {
             S::Starting { pid, exit: None } => Ok((S::Created { pid }, vec![])),
@@ -277,10 +322,14 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::PauseAsked => match state {
             S::Running { pid } => Ok((S::Pausing { pid }, vec![A::Freeze])),
+            S::Added | S::Launching | S::Failed => cannot("pause"),
             S::Created { .. }
             | S::Starting { .. }
             | S::Pausing { .. }
@@ -299,7 +348,10 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::FreezeFailed => match state {
             S::Pausing { pid } => Ok((S::Running { pid }, vec![A::Thaw])),
@@ -311,10 +363,14 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::ResumeAsked => match state {
             S::Paused { .. } => Ok((state, vec![A::Thaw])),
+            S::Added | S::Launching | S::Failed => cannot("resume"),
             S::Created { .. }
             | S::Starting { .. }
             | S::Running { .. }
@@ -333,9 +389,14 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::KillAsked => match state {
+            S::Added | S::Launching => Err(Refusal::NotStarted),
+            S::Failed => Err(Refusal::Finished),
             S::Created { .. }
             | S::Starting { exit: None, .. }
             | S::Running { .. }
@@ -356,7 +417,10 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Draining { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::Drained => match state {
             S::Draining { pid, exit } => Ok((S::Stopped { pid, exit }, vec![A::PublishExit])),
@@ -368,9 +432,15 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Paused { .. }
             | S::Stopped { .. }
             | S::Deleting { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::DeleteAsked => match state {
+            S::Added => Ok((S::Deleted, vec![A::Cancel, A::CleanUp])),
+            S::Failed => Ok((S::Deleted, vec![A::CleanUp])),
+            S::Launching => cannot("delete"),
             S::Created { .. } => Ok((state, vec![A::Kill])),
             S::Draining { .. } => Ok((state, vec![A::AwaitExit])),
             S::Stopped { pid, exit } => Ok((S::Deleting { pid, exit }, vec![A::CleanUp])),
@@ -389,7 +459,10 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Paused { .. }
             | S::Draining { .. }
             | S::Stopped { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
         E::CleanUpFailed => match state {
             S::Deleting { pid, exit } => Ok((S::Stopped { pid, exit }, vec![])),
@@ -401,7 +474,10 @@ pub fn step(state: State, event: Event) -> Result<(State, Vec<Action>), Refusal>
             | S::Paused { .. }
             | S::Draining { .. }
             | S::Stopped { .. }
-            | S::Deleted => ignored,
+            | S::Deleted
+            | S::Added
+            | S::Launching
+            | S::Failed => ignored,
         },
     }
 }
@@ -418,7 +494,7 @@ impl State {
             | Self::Draining { pid, .. }
             | Self::Stopped { pid, .. }
             | Self::Deleting { pid, .. } => Some(pid),
-            Self::Creating | Self::Deleted => None,
+            Self::Added | Self::Launching | Self::Failed | Self::Creating | Self::Deleted => None,
         }
     }
 
@@ -429,7 +505,10 @@ impl State {
             | Self::Stopped { exit, .. }
             | Self::Deleting { exit, .. } => Some(exit),
             Self::Starting { exit, .. } => exit,
-            Self::Creating
+            Self::Added
+            | Self::Launching
+            | Self::Failed
+            | Self::Creating
             | Self::Created { .. }
             | Self::Running { .. }
             | Self::Pausing { .. }
@@ -442,7 +521,10 @@ impl State {
     pub fn visible(self) -> bool {
         match self {
             Self::Creating | Self::Deleting { .. } | Self::Deleted => false,
-            Self::Created { .. }
+            Self::Added
+            | Self::Launching
+            | Self::Failed
+            | Self::Created { .. }
             | Self::Starting { .. }
             | Self::Running { .. }
             | Self::Pausing { .. }
@@ -457,11 +539,11 @@ impl State {
 fn name(state: State) -> &'static str {
     match state {
         State::Creating => "creating",
-        State::Created { .. } => "created",
+        State::Added | State::Created { .. } => "created",
         // A second Start is told what it would be told a moment later.
-        State::Starting { .. } | State::Running { .. } => "running",
+        State::Launching | State::Starting { .. } | State::Running { .. } => "running",
         State::Pausing { .. } | State::Paused { .. } => "paused",
-        State::Draining { .. } | State::Stopped { .. } => "stopped",
+        State::Failed | State::Draining { .. } | State::Stopped { .. } => "stopped",
         State::Deleting { .. } | State::Deleted => "deleted",
     }
 }
@@ -519,9 +601,10 @@ mod tests {
         /// in the order that hosts rely on.
         #[test]
         fn any_interleaving_publishes_in_order(
-            script in proptest::collection::vec(events(), 0..60),
+            exec: bool, script in proptest::collection::vec(events(), 0..60),
         ) {
-            let (mut state, mut seen) = (State::Creating, Seen::default());
+            let first = if exec { State::Added } else { State::Creating };
+            let (mut state, mut seen) = (first, Seen::default());
             for event in script {
                 let before = state;
                 let actions = match step(state, event) {
@@ -529,7 +612,11 @@ mod tests {
                     Err(_) => { prop_assert_eq!(state, before); continue }
                 };
                 match event {
-                    Event::Launched { .. } if before == State::Creating => seen.launched = true,
+                    Event::Launched { .. } if before == State::Creating || before == State::Launching => {
+                        seen.launched = true;
+                        seen.start_under_way = false;
+                    }
+                    Event::LaunchFailed => seen.start_under_way = false,
                     Event::Exited(_) if seen.launched => seen.exited = true,
                     Event::StartAsked => seen.start_under_way = true,
                     Event::StartSent | Event::StartFailed => seen.start_under_way = false,
@@ -547,10 +634,12 @@ mod tests {
                         }
                         Action::PublishDelete => seen.published.push("delete"),
                         Action::Signal => prop_assert!(seen.launched && !seen.exited),
+                        Action::SendStart if exec => prop_assert!(!seen.launched),
                         Action::SendStart | Action::Freeze | Action::Kill => {
                             prop_assert!(seen.launched && !seen.exited);
                         }
-                        Action::CleanUp => prop_assert_eq!(seen.count("exit"), 1),
+                        Action::CleanUp => prop_assert_eq!(seen.count("exit"), usize::from(seen.launched)),
+                        Action::Cancel => prop_assert!(exec && !seen.launched),
                         Action::Thaw | Action::Drain | Action::AwaitExit => {}
                     }
                 }
@@ -561,8 +650,11 @@ mod tests {
             let order = ["create", "start", "exit", "delete"];
             let places: Vec<_> = order.iter().filter_map(|what| seen.place(what)).collect();
             prop_assert!(places.is_sorted(), "{:?}", seen.published);
-            if seen.place("start").is_some() {
+            if seen.place("start").is_some() && !exec {
                 prop_assert!(seen.place("create").is_some());
+            }
+            if seen.place("exit").is_some() && exec {
+                prop_assert!(seen.place("start").is_some());
             }
             for pair in seen.published.windows(2) {
                 prop_assert!(pair[0] != pair[1], "{:?}", seen.published);
@@ -571,14 +663,16 @@ mod tests {
 
         /// From wherever a process is, the world can always bring it to its end.
         #[test]
-        fn every_state_leads_to_deleted(script in proptest::collection::vec(events(), 0..60)) {
-            let mut state = State::Creating;
+        fn every_state_leads_to_deleted(
+            exec: bool, script in proptest::collection::vec(events(), 0..60),
+        ) {
+            let mut state = if exec { State::Added } else { State::Creating };
             for event in script {
                 if let Ok((next, _)) = step(state, event) {
                     state = next;
                 }
             }
-            if state == State::Creating {
+            if state == State::Creating || state == State::Launching {
                 state = step(state, Event::LaunchFailed).unwrap().0;
             }
             for event in [

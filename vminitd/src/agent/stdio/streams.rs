@@ -76,6 +76,11 @@ impl Streams {
         }
     }
 
+    /// Undoes a claim of which nothing has come.
+    pub fn give_back(&self, id: &StreamId, end: Arc<End>) {
+        lock(&self.table).insert(id.clone(), Entry::Unclaimed { end, since: Instant::now() });
+    }
+
     /// Frees the id, once the stream is closed.
     pub fn forget(&self, id: &StreamId) {
         lock(&self.table).remove(id);

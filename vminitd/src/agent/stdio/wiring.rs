@@ -56,6 +56,10 @@ pub struct Pipes {
     pub stdout: Option<OwnedFd>,
     /// Read end of stderr's, unless it is stdout's.
     pub stderr: Option<OwnedFd>,
+    /// With a terminal: write end of stdout's, for what the process writes.
+    pub console_out: Option<OwnedFd>,
+    /// With a terminal: read end of stdin's, for what the process is to read.
+    pub console_in: Option<OwnedFd>,
 }
 
 /// The process's ends.
@@ -95,6 +99,11 @@ impl Uris {
             stdout: Uri::parse(stdout)?,
             stderr: Uri::parse(stderr)?,
         })
+    }
+
+    /// Those of a process with a terminal: it has no stderr of its own, whatever the request says.
+    pub fn parse_terminal(stdin: &str, stdout: &str) -> Result<Self, RpcError> {
+        Self::parse(stdin, stdout, "")
     }
 
     /// The streams that they name, each once.
@@ -144,6 +153,19 @@ impl Uris {
         Ok((pipes, fds))
     }
 
+    /// Makes the pipes beside a terminal. What the process writes is taken from it also when nobody
+    /// wants it: a terminal that nobody reads stops its process.
+    pub fn make_console_pipes(&self) -> Result<Pipes, WiringError> {
+        let mut pipes = Pipes::default();
+        let (read, write) = pipe().map_err(WiringError::Pipe)?;
+        (pipes.stdout, pipes.console_out) = (Some(read), Some(write));
+        if self.stdin != Uri::Null {
+            let (read, write) = pipe().map_err(WiringError::Pipe)?;
+            (pipes.console_in, pipes.stdin) = (Some(read), Some(write));
+        }
+        Ok(pipes)
+    }
+
     /// stdout and stderr are one: one pipe, so that the order of the process's writes is kept.
     fn merged(&self) -> bool {
         self.stdout == self.stderr
@@ -160,13 +182,11 @@ fn make_pipe(owner: Owner) -> Result<(OwnedFd, OwnedFd), WiringError> {
 }
 
 impl Pipes {
-    /// Names of what is to be kept until the process is deleted, and the fds.
-    pub fn outputs(&self) -> (Vec<String>, Vec<BorrowedFd<'_>>) {
-        let named = [(STDOUT, &self.stdout), (STDERR, &self.stderr)];
-        named
-            .into_iter()
-            .filter_map(|(name, fd)| Some((name.to_owned(), fd.as_ref()?.as_fd())))
-            .unzip()
+    /// The read ends, which are needed until the process is deleted, by name.
+    pub fn read_ends(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        let named =
+            [(STDOUT, &self.stdout), (STDERR, &self.stderr), (CONSOLE_IN, &self.console_in)];
+        named.into_iter().filter_map(|(name, fd)| Some((name.to_owned(), fd.as_ref()?.as_fd())))
     }
 
     /// From what was kept, by name; other names are ignored.
@@ -177,6 +197,8 @@ impl Pipes {
                 STDIN => pipes.stdin = Some(fd),
                 STDOUT => pipes.stdout = Some(fd),
                 STDERR => pipes.stderr = Some(fd),
+                CONSOLE => pipes.console_out = Some(fd),
+                CONSOLE_IN => pipes.console_in = Some(fd),
                 _ => {}
             }
         }
@@ -186,8 +208,11 @@ impl Pipes {
 
 /// Under which name the write end of stdin's pipe is kept.
 pub const STDIN: &str = "stdin";
+/// Under which name the write end of the pipe behind a terminal is kept.
+pub const CONSOLE: &str = "console";
 const STDOUT: &str = "stdout";
 const STDERR: &str = "stderr";
+const CONSOLE_IN: &str = "console-in";
 
 fn open_source(
     uri: &Uri,
@@ -258,7 +283,8 @@ mod tests {
             let metadata = File::from(fd).metadata().unwrap();
             assert_eq!((metadata.uid(), metadata.gid()), (1000, 1001));
         }
-        assert_eq!(pipes.outputs().0, ["stdout", "stderr"]);
+        let names: Vec<_> = pipes.read_ends().map(|(name, _)| name).collect();
+        assert_eq!(names, ["stdout", "stderr"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tracing::{debug, warn};
 use vminitd_protocol::handshake::StreamId;
 
-use super::container::{kept_outputs, kept_stdin};
+use super::kept;
 use super::record::{self, Record, RecordError};
 use crate::agent::Agent;
 use crate::agent::bundle::remove::{RemoveError, remove_bundle};
@@ -37,8 +37,8 @@ pub struct Remains {
     pub record: Record,
     /// Streams that it has claimed. Ours are the last copies but init's.
     pub streams: HashMap<StreamId, Arc<End>>,
-    /// init's name for its process, if it came that far.
-    pub process: Option<ProcessHandle>,
+    /// init's names for its processes, as far as they came.
+    pub handles: Vec<ProcessHandle>,
 }
 
 /// What could not be removed. The guest's fault; Delete can be tried again.
@@ -88,7 +88,7 @@ pub async fn stop(cgroup: &Cgroup) -> Result<(), CgroupError> {
 /// Removes everything. What fails does not keep the rest from being tried; the first error is
 /// returned, and then the record stays.
 pub async fn remove(agent: &Arc<Agent>, remains: Remains) -> Result<(), CleanupError> {
-    let Remains { id, record, streams, process } = remains;
+    let Remains { id, record, streams, handles } = remains;
     let cgroup = Cgroup::at(agent.dirs.cgroup(&id));
     stop(&cgroup).await?;
     if record.poststop {
@@ -103,7 +103,7 @@ pub async fn remove(agent: &Arc<Agent>, remains: Remains) -> Result<(), CleanupE
     let (on_disk, released) = tokio::join!(on_disk, released);
     on_disk??;
     released?;
-    if let Some(process) = process {
+    for process in handles {
         agent.init.forget(process).await?;
     }
     record::remove_directory(&directory)?;
@@ -159,11 +159,13 @@ async fn release(
     id: &ContainerId,
     streams: HashMap<StreamId, Arc<End>>,
 ) -> Result<(), LinkError> {
-    let of_process = [kept_outputs(id), kept_stdin(id)];
-    let released = agent
-        .init
-        .release_all(of_process.into_iter().chain(streams.keys().map(listener::kept_key)))
-        .await;
+    let execs = record::execs(&agent.dirs.container(id)).into_iter();
+    let of_processes = [String::new()]
+        .into_iter()
+        .chain(execs.map(|exec| exec.to_string()))
+        .flat_map(|exec| kept::all(&Target { container: id.to_string(), exec }));
+    let released =
+        agent.init.release_all(of_processes.chain(streams.keys().map(listener::kept_key))).await;
     for (id, end) in streams {
         drop(end);
         agent.streams.forget(&id);

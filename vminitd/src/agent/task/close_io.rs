@@ -8,9 +8,9 @@ use crate::agent::errors::RpcError;
 /// The call.
 pub fn close_io(agent: &Agent, request: &CloseIoRequest) -> Result<(), RpcError> {
     let container = agent.tasks.get(&request.id)?;
-    super::no_execs(&request.exec_id)?;
+    let process = container.process(&request.exec_id)?;
     if request.stdin {
-        container.init.close_stdin();
+        process.close_stdin();
     }
     Ok(())
 }

@@ -1,41 +1,35 @@
-//! A container, and what happens to it that nobody asked for: output, exit.
+//! A container, and what happens to it that nobody asked for: exits.
 //!
-//! Owns: every task that works for the container; they end with it.
+//! Owns: its init and its execs; every task that works for the container as a whole.
 //! Promises: an exit is recorded before init is told so, and published after what the process wrote;
 //! the init's is the last of the container's.
 //! Never: answers a call.
 
-use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
-use vminitd_protocol::handshake::StreamId;
 use vminitd_protocol::pb::containerd::events::{
-    TaskCreate, TaskDelete, TaskExit, TaskIo, TaskPaused, TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIo, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
 
-use super::process::{Finished, Io, Process};
-use super::record::{Count, Flag, Mark, Record};
+use super::process::{Finished, Process};
+use super::record::{Mark, Record, RecordError, Saved};
 use crate::agent::Agent;
-use crate::agent::cgroup::Cgroup;
-use crate::agent::errors::chain;
+use crate::agent::cgroup::{Cgroup, CgroupError};
+use crate::agent::errors::{RpcError, chain};
 use crate::agent::events::hub::Event as Published;
-use crate::agent::id::ContainerId;
+use crate::agent::id::{ContainerId, ExecId};
 use crate::agent::init_client::ExitSlot;
 use crate::agent::lock;
 use crate::agent::process::exit_order::ExitOrder;
-use crate::agent::process::lifecycle::{Action, Event, Exited};
-use crate::agent::stdio::end::End;
-use crate::agent::stdio::input;
-use crate::agent::stdio::output::{Output, Sink};
-use crate::agent::stdio::wiring::{Ends, Pipes, STDIN};
+use crate::agent::process::lifecycle::{Action, Event, Exited, Refusal};
 use crate::limits::EVENT_ROOTFS_BYTES;
 
 /// A container.
@@ -43,26 +37,28 @@ pub struct Container {
     /// Its id.
     pub id: ContainerId,
     /// Its init.
-    pub init: Process,
+    pub init: Arc<Process>,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// As requested, for the event; empty for a container of an earlier agent.
     pub rootfs: Vec<Mount>,
     /// Where its record is.
-    directory: PathBuf,
+    pub directory: PathBuf,
     record: Mutex<Record>,
-    exits: Mutex<ExitOrder<String, Exit>>,
-    /// Streams that it has claimed, open until its deletion.
-    streams: Mutex<HashMap<StreamId, Arc<End>>>,
+    execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
+    exits: Mutex<ExitOrder<ExecId, Exit>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
 /// An exit that waits to be published.
-#[derive(Clone, Copy, Debug)]
 struct Exit {
+    process: Arc<Process>,
     pid: u32,
     exit: Exited,
 }
+
+/// What a process that was never there "exited" with, as containerd has it.
+const NEVER_STARTED: u32 = 255;
 
 impl Container {
     /// One whose init is being launched.
@@ -72,7 +68,7 @@ impl Container {
         rootfs: Vec<Mount>,
         directory: PathBuf,
         cgroup: Cgroup,
-        init: Process,
+        init: Arc<Process>,
     ) -> Self {
         Self {
             id,
@@ -81,8 +77,8 @@ impl Container {
             rootfs,
             directory,
             record: Mutex::new(record),
+            execs: Mutex::default(),
             exits: Mutex::default(),
-            streams: Mutex::default(),
             tasks: Mutex::default(),
         }
     }
@@ -93,10 +89,7 @@ impl Container {
     }
 
     /// Changes what is recorded. On failure the old record stands, here and on disk.
-    pub fn update_record(
-        &self,
-        change: impl FnOnce(&mut Record),
-    ) -> Result<(), super::record::RecordError> {
+    pub fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
         let mut record = lock(&self.record);
         let mut changed = record.clone();
         change(&mut changed);
@@ -110,71 +103,71 @@ impl Container {
         lock(&self.tasks).spawn(task);
     }
 
-    /// Ends every task that works for the container; returns when they are gone.
+    /// Ends every task that works for the container or a process of it; returns when they are gone.
     pub async fn end_tasks(&self) {
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         tasks.shutdown().await;
+        for process in self.processes() {
+            process.end_tasks().await;
+        }
     }
 
-    /// Takes the streams, for closing.
-    pub fn take_streams(&self) -> HashMap<StreamId, Arc<End>> {
-        std::mem::take(&mut *lock(&self.streams))
+    /// The init, or the exec of this id.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>, RpcError> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let unknown = || RpcError::NoProcess { exec: exec.to_owned() };
+        let id = ExecId::try_from(exec).map_err(|_| unknown())?;
+        lock(&self.execs).get(&id).cloned().ok_or_else(unknown)
     }
 
-    /// Begins to move the init's stdio.
-    pub fn move_stdio(
+    /// Every process, the init first.
+    pub fn processes(&self) -> Vec<Arc<Process>> {
+        let execs = lock(&self.execs);
+        [&self.init].into_iter().chain(execs.values()).cloned().collect()
+    }
+
+    /// Takes an exec in. False when its id is taken.
+    pub fn add_exec(&self, id: &ExecId, process: Arc<Process>) -> bool {
+        let mut execs = lock(&self.execs);
+        if execs.contains_key(id) {
+            return false;
+        }
+        execs.insert(id.clone(), process);
+        true
+    }
+
+    /// Frees an exec's id.
+    pub fn remove_exec(&self, id: &ExecId) {
+        lock(&self.execs).remove(id);
+    }
+
+    /// An exec is about to run: from now on the init's exit waits for it. An error if that exit is
+    /// there already.
+    pub fn reserve_exec(&self, id: &ExecId) -> Result<(), Refusal> {
+        match lock(&self.exits).handle_reserved(id.clone()) {
+            true => Ok(()),
+            false => Err(Refusal::InitGone { container: self.id.to_string() }),
+        }
+    }
+
+    /// Waits for a process's exit, records it and lets it take its course.
+    pub fn watch_exit(
         self: &Arc<Self>,
         agent: &Arc<Agent>,
-        streams: HashMap<StreamId, Arc<End>>,
-        ends: Ends,
-        pipes: Pipes,
-    ) -> std::io::Result<()> {
-        *lock(&self.streams) = streams;
-        let output = |pipe, sink, count| self.move_output(pipe, sink, count);
-        let stdout = output(pipes.stdout, ends.stdout, Count::Stdout)?;
-        let stderr = output(pipes.stderr, ends.stderr, Count::Stderr)?;
-        let closing = watch::Sender::new(self.init.counters.is_set(Flag::StdinClosing));
-        if let (Some(pipe), Some(source)) = (pipes.stdin, ends.stdin) {
-            let (pipe, closing) = (End::new(pipe)?, closing.subscribe());
-            let (agent, container) = (agent.clone(), self.clone());
-            self.spawn(async move {
-                let how = agent.profile.close_io;
-                input::run(&source, &pipe, closing, how).await;
-                // init has a copy of the write end: stdin ends when that is closed too.
-                let key = kept_stdin(&container.id);
-                if let Err(error) = agent.init.release(key).await {
-                    warn!(container = %container.id, %error, "stdin cannot be closed");
-                }
-                drop(pipe);
-            });
-        }
-        self.init.set_io(Io { stdout, stderr, closing });
-        Ok(())
-    }
-
-    fn move_output(
-        &self,
-        pipe: Option<std::os::fd::OwnedFd>,
-        sink: Option<Sink>,
-        count: Count,
-    ) -> std::io::Result<Option<Arc<Output>>> {
-        let (Some(pipe), Some(sink)) = (pipe, sink) else { return Ok(None) };
-        let output = Output::new(pipe, self.init.counters.counter(count))?;
-        self.spawn(output.clone().run(sink));
-        Ok(Some(output))
-    }
-
-    /// Waits for the init's exit, records it and lets it take its course.
-    pub fn watch_exit(self: &Arc<Self>, agent: &Arc<Agent>, slot: ExitSlot) {
-        let (agent, container) = (agent.clone(), self.clone());
-        self.spawn(async move {
+        process: &Arc<Process>,
+        slot: ExitSlot,
+    ) {
+        let (agent, container, process_) = (agent.clone(), self.clone(), process.clone());
+        process.spawn(async move {
             // The link's end is the agent's.
             let Ok(exit) = slot.wait().await else { return };
             let (seconds, nanos) = exit.at;
             let exited = Exited { status: exit.status, seconds, nanos };
-            container.exited(&agent, exited);
+            container.exited(&agent, &process_, exited);
             // Not recorded is not acknowledged: init tells the next agent again.
-            if container.record().exit.is_some()
+            if process_.record().exit.is_some()
                 && let Err(error) = agent.init.recorded(exit.number).await
             {
                 warn!(container = %container.id, %error, "exit not acknowledged");
@@ -182,41 +175,58 @@ impl Container {
         });
     }
 
-    /// The init has exited.
-    pub fn exited(self: &Arc<Self>, agent: &Arc<Agent>, exited: Exited) {
-        let pid = self.init.pid();
-        if self.record().exit.is_none()
-            && let Err(error) = self.update_record(|record| record.exit = Some((pid, exited)))
+    /// A process has exited.
+    pub fn exited(self: &Arc<Self>, agent: &Arc<Agent>, process: &Arc<Process>, exited: Exited) {
+        let pid = process.pid();
+        if process.record().exit.is_none()
+            && let Err(error) = process.update_record(|record| record.exit = Some((pid, exited)))
         {
             error!(container = %self.id, error = %chain(&error), "exit not recorded");
         }
-        debug!(container = %self.id, pid, status = exited.status, "exited");
-        let actions = self.init.note(Event::Exited(exited));
-        self.perform(agent, &actions);
+        let exec = &process.target.exec;
+        debug!(container = %self.id, exec, pid, status = exited.status, "exited");
+        if process.exec.is_none() {
+            self.end_the_rest();
+        }
+        let actions = process.note(Event::Exited(exited));
+        self.perform(agent, process, &actions);
+    }
+
+    /// With the init the container ends. The kernel sees to it where the init was pid 1 of a pid
+    /// namespace; elsewhere we do.
+    fn end_the_rest(&self) {
+        if !lock(&self.record).habits.shared_pids {
+            return;
+        }
+        match self.cgroup.kill() {
+            Ok(()) | Err(CgroupError::Absent(_)) => {}
+            Err(error) => {
+                warn!(container = %self.id, error = %chain(&error), "what its init left runs on");
+            }
+        }
     }
 
     /// Does what the state machine orders, as far as nobody who called is to do it.
-    pub fn perform(self: &Arc<Self>, agent: &Arc<Agent>, actions: &[Action]) {
+    pub fn perform(
+        self: &Arc<Self>,
+        agent: &Arc<Agent>,
+        process: &Arc<Process>,
+        actions: &[Action],
+    ) {
         for action in actions {
             match action {
                 Action::PublishCreate => self.publish_create(agent),
-                Action::PublishStart => self.publish_start(agent),
+                Action::PublishStart => self.publish_start(agent, process),
                 Action::PublishPaused => {
                     self.publish(agent, &TaskPaused { container_id: self.id.to_string() });
                 }
                 Action::PublishResumed => {
                     self.publish(agent, &TaskResumed { container_id: self.id.to_string() });
                 }
-                Action::Drain => {
-                    let (agent, container) = (agent.clone(), self.clone());
-                    self.spawn(async move {
-                        container.init.hand_over().await;
-                        let actions = container.init.note(Event::Drained);
-                        container.perform(&agent, &actions);
-                    });
-                }
-                Action::PublishExit => self.release_exit(agent),
-                Action::PublishDelete => self.publish_delete(agent),
+                Action::Drain => self.drain(agent, process),
+                Action::PublishExit => self.release_exit(agent, process),
+                Action::Cancel => self.cancel(agent, process),
+                Action::PublishDelete => self.publish_delete(agent, process),
                 // Whoever asked is at it.
                 Action::SendStart
                 | Action::Freeze
@@ -229,33 +239,48 @@ impl Container {
         }
     }
 
+    fn drain(self: &Arc<Self>, agent: &Arc<Agent>, process: &Arc<Process>) {
+        let (agent, container, process_) = (agent.clone(), self.clone(), process.clone());
+        process.spawn(async move {
+            process_.hand_over().await;
+            let actions = process_.note(Event::Drained);
+            container.perform(&agent, &process_, &actions);
+        });
+    }
+
     fn publish<E: Published + Message>(&self, agent: &Agent, event: &E) {
         let namespace = lock(&self.record).namespace.clone();
         agent.events.publish(&namespace, event);
     }
 
-    /// Publishes what happens once in the init's life, unless that was done.
-    fn publish_once<E: Published + Message>(&self, agent: &Agent, mark: Mark, event: &E) {
+    /// Publishes what happens once in a process's life, unless that was done.
+    fn publish_once<E: Published + Message>(
+        &self,
+        agent: &Agent,
+        process: &Process,
+        mark: Mark,
+        event: &E,
+    ) {
         let namespace = lock(&self.record).namespace.clone();
-        agent.events.publish_once(self.init.counters.mark(mark), &namespace, event);
+        agent.events.publish_once(process.counters.mark(mark), &namespace, event);
     }
 
     fn publish_create(&self, agent: &Agent) {
-        let record = self.record();
+        let (record, process) = (self.record(), self.init.record());
         let event = TaskCreate {
             container_id: record.id,
             bundle: record.bundle.display().to_string(),
             rootfs: self.rootfs_for_event(),
             io: Some(TaskIo {
-                stdin: record.stdin,
-                stdout: record.stdout,
-                stderr: record.stderr,
-                terminal: record.terminal,
+                stdin: process.stdin,
+                stdout: process.stdout,
+                stderr: process.stderr,
+                terminal: process.terminal,
             }),
             checkpoint: String::new(),
             pid: self.init.pid(),
         };
-        self.publish_once(agent, Mark::Created, &event);
+        self.publish_once(agent, &self.init, Mark::Created, &event);
     }
 
     /// Not so many that there is no room for the event among others.
@@ -264,44 +289,87 @@ impl Container {
         if bytes <= EVENT_ROOTFS_BYTES { self.rootfs.clone() } else { vec![] }
     }
 
-    fn publish_start(&self, agent: &Agent) {
-        let pid = self.init.pid();
-        let event = TaskStart { container_id: self.id.to_string(), pid };
-        self.publish_once(agent, Mark::Started, &event);
+    /// An exec has been added.
+    pub fn publish_added(&self, agent: &Agent, process: &Process) {
+        let (container_id, exec_id) = (self.id.to_string(), process.target.exec.clone());
+        let event = TaskExecAdded { container_id, exec_id };
+        self.publish_once(agent, process, Mark::Created, &event);
     }
 
-    fn release_exit(&self, agent: &Agent) {
-        let state = self.init.state();
+    fn publish_start(&self, agent: &Agent, process: &Process) {
+        let (container_id, pid) = (self.id.to_string(), process.pid());
+        match &process.exec {
+            None => {
+                let event = TaskStart { container_id, pid };
+                self.publish_once(agent, process, Mark::Started, &event);
+            }
+            Some(exec) => {
+                let event = TaskExecStarted { container_id, exec_id: exec.to_string(), pid };
+                self.publish_once(agent, process, Mark::Started, &event);
+            }
+        }
+    }
+
+    fn release_exit(&self, agent: &Agent, process: &Arc<Process>) {
+        let state = process.state();
         let (Some(pid), Some(exit)) = (state.pid(), state.exit()) else { return };
-        let released = lock(&self.exits).handle_init_exited(Exit { pid, exit });
-        for exit in released {
+        let exit = Exit { process: process.clone(), pid, exit };
+        let released = match &process.exec {
+            None => lock(&self.exits).handle_init_exited(exit),
+            Some(exec) => lock(&self.exits).handle_exited(exec, exit),
+        };
+        self.publish_exits(agent, released);
+    }
+
+    /// An exec will never run.
+    fn cancel(&self, agent: &Agent, process: &Process) {
+        let Some(exec) = &process.exec else { return };
+        let released = lock(&self.exits).handle_cancelled(exec);
+        // Deleted before its start, or its start failed: a Wait learns that there is no exit, or
+        // one that says so.
+        match process.record().request {
+            0 => process.finish_without_exit(),
+            _ => {
+                let now = crate::sys::clock::realtime();
+                let exit = Exited { status: NEVER_STARTED, seconds: now.0, nanos: now.1 };
+                process.finish(Finished { pid: 0, exit, stdout_bytes: 0, stderr_bytes: 0 });
+            }
+        }
+        self.publish_exits(agent, released);
+    }
+
+    fn publish_exits(&self, agent: &Agent, exits: Vec<Exit>) {
+        for exit in exits {
             self.publish_exit(agent, exit);
         }
     }
 
-    fn publish_exit(&self, agent: &Agent, Exit { pid, exit }: Exit) {
-        let first_time = !agent.events.was_published(self.init.counters.mark(Mark::Exited));
-        let (stdout_bytes, stderr_bytes) = self.init.totals(first_time);
+    fn publish_exit(&self, agent: &Agent, Exit { process, pid, exit }: Exit) {
+        let first_time = !agent.events.was_published(process.counters.mark(Mark::Exited));
+        let (stdout_bytes, stderr_bytes) = process.totals(first_time);
         if first_time {
+            let container_id = self.id.to_string();
+            let id =
+                process.exec.as_ref().map_or_else(|| container_id.clone(), ToString::to_string);
             let event = TaskExit {
-                container_id: self.id.to_string(),
-                id: self.id.to_string(),
+                container_id,
+                id,
                 pid,
                 exit_status: exit.status,
                 exited_at: Some(timestamp(exit)),
                 stdout_bytes,
                 stderr_bytes,
             };
-            self.publish_once(agent, Mark::Exited, &event);
+            self.publish_once(agent, &process, Mark::Exited, &event);
         }
-        self.init.finish(Finished { pid, exit, stdout_bytes, stderr_bytes });
+        process.finish(Finished { pid, exit, stdout_bytes, stderr_bytes });
     }
 
-    fn publish_delete(&self, agent: &Agent) {
-        if !agent.profile.publishes_delete {
+    fn publish_delete(&self, agent: &Agent, process: &Process) {
+        if process.exec.is_some() || !agent.profile.publishes_delete {
             return;
         }
-        let Some(finished) = self.init.finished_already() else { return };
+        let Some(finished) = process.finished_already() else { return };
         let event = TaskDelete {
             container_id: self.id.to_string(),
             pid: finished.pid,
@@ -316,30 +384,4 @@ impl Container {
 /// An exit's time as hosts get it.
 pub fn timestamp(exit: Exited) -> Timestamp {
     Timestamp { seconds: exit.seconds, nanos: i32::try_from(exit.nanos).unwrap_or(0) }
-}
-
-/// Under which key init keeps the init process's output pipes.
-pub fn kept_outputs(id: &ContainerId) -> String {
-    format!("process/{id}/")
-}
-
-/// Under which key init keeps the write end of the init process's stdin.
-pub fn kept_stdin(id: &ContainerId) -> String {
-    format!("{STDIN}/{id}/")
-}
-
-/// Puts a process's pipes into safe keeping.
-pub async fn keep_pipes(
-    agent: &Agent,
-    id: &ContainerId,
-    pipes: &Pipes,
-) -> Result<(), crate::link::agent::LinkError> {
-    let (names, fds) = pipes.outputs();
-    if !fds.is_empty() {
-        agent.init.keep(kept_outputs(id), names, &fds).await?;
-    }
-    if let Some(stdin) = &pipes.stdin {
-        agent.init.keep(kept_stdin(id), vec![STDIN.to_owned()], &[stdin.as_fd()]).await?;
-    }
-    Ok(())
 }

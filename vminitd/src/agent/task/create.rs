@@ -8,6 +8,7 @@
 //! needs to clean up; the launch last, since only then somebody else works on the container.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,9 +21,10 @@ use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::google::protobuf::Any;
 
 use super::cleanup::{self, Remains};
-use super::container::{Container, keep_pipes};
+use super::container::Container;
+use super::io;
 use super::process::Process;
-use super::record::{self, Counters, Record};
+use super::record::{self, Counters, Habits, ProcessRecord, Record, Saved};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
 use crate::agent::cgroup::guard::Guard;
@@ -34,10 +36,10 @@ use crate::agent::mounts::plan::{Planned, plan};
 use crate::agent::process::lifecycle::Event;
 use crate::agent::spec;
 use crate::agent::stdio::end::End;
-use crate::agent::stdio::uri::Uri;
-use crate::agent::stdio::wiring::{Owner, ProcessFds, Uris};
+use crate::agent::stdio::wiring::{Owner, ProcessFds};
 use crate::link::message::{Job, Launch, Target};
 use crate::sys::loopback;
+use crate::sys::terminal::Size;
 
 /// The type of the options that are understood.
 const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
@@ -54,12 +56,12 @@ pub async fn create(
     let mut attempt = Attempt::new(&agent, &id, &bundle, namespace, &request);
     match attempt.run(&request).await {
         Ok((container, exit)) => {
-            let pid = container.init.pid();
+            let (init, pid) = (&container.init, container.init.pid());
             debug!(container = %id, pid, "created");
             reservation.fill(container.clone());
             // The event first: whoever gets the answer may start it, and whoever watches may wait.
-            container.perform(&agent, &attempt.actions);
-            container.watch_exit(&agent, exit);
+            container.perform(&agent, init, &attempt.actions);
+            container.watch_exit(&agent, init, exit);
             Ok(CreateTaskResponse { pid })
         }
         Err(error) => {
@@ -75,6 +77,7 @@ struct Attempt<'a> {
     agent: &'a Arc<Agent>,
     id: ContainerId,
     record: Record,
+    process: ProcessRecord,
     /// Claimed streams; moved into the container at the end.
     streams: HashMap<StreamId, Arc<End>>,
     /// The container, once its process is there.
@@ -96,6 +99,8 @@ struct OnDisk {
 struct Ready {
     hook_seconds: u64,
     allow_vsock: bool,
+    shared_pids: bool,
+    console_size: Option<Size>,
     new_network: bool,
     poststart: bool,
     poststop: bool,
@@ -114,25 +119,27 @@ impl<'a> Attempt<'a> {
             namespace,
             bundle: bundle.to_owned(),
             places: vec![],
+            poststart: false,
+            poststop: false,
+            habits: Habits::default(),
+        };
+        let process = ProcessRecord {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
             terminal: request.terminal,
             request: agent.init.next_request(),
-            poststart: false,
-            poststop: false,
-            started: false,
-            exit: None,
+            ..Default::default()
         };
         let (streams, actions) = (HashMap::new(), vec![]);
-        Self { agent, id: id.clone(), record, streams, container: None, actions }
+        Self { agent, id: id.clone(), record, process, streams, container: None, actions }
     }
 
     async fn run(
         &mut self,
         request: &CreateTaskRequest,
     ) -> Result<(Arc<Container>, ExitSlot), RpcError> {
-        let uris = self.uris()?;
+        io::uris(&self.process)?;
         let options = options(request.options.as_ref())?;
         refuse_unbuilt(request)?;
         check_bundle(&self.record.bundle)?;
@@ -140,47 +147,41 @@ impl<'a> Attempt<'a> {
         self.record.places = make::places(&planned);
         let directory = self.agent.dirs.container(&self.id);
         record::make_directory(&directory).map_err(|error| RpcError::failed(&error))?;
-        let counters = Counters::open(&directory).map_err(|error| RpcError::failed(&error))?;
+        self.process.save(&directory).map_err(|error| RpcError::failed(&error))?;
         self.save()?;
-        self.claim(&uris)?;
+        let counters = Counters::open(&directory).map_err(|error| RpcError::failed(&error))?;
+        self.streams = io::claim(self.agent, &self.process)?;
         let ready = self.prepare_disk(planned).await?;
         (self.record.poststart, self.record.poststop) = (ready.poststart, ready.poststop);
-        if ready.poststart || ready.poststop {
-            self.save()?;
-        }
-        let ends = uris.open(&self.streams).map_err(|error| RpcError::failed(&error))?;
+        self.record.habits = Habits {
+            io_uid: options.io_uid,
+            io_gid: options.io_gid,
+            allow_vsock: ready.allow_vsock,
+            no_new_keyring: options.no_new_keyring,
+            shared_pids: ready.shared_pids,
+        };
+        self.save()?;
+        let init = Process::init(&self.id, directory.clone(), self.process.clone(), counters);
         let owner = Owner { uid: options.io_uid, gid: options.io_gid };
-        let (pipes, fds) = uris.make_pipes(owner).map_err(|error| RpcError::failed(&error))?;
-        keep_pipes(self.agent, &self.id, &pipes).await.map_err(|e| RpcError::failed(&e))?;
-        let mut launched = self.launch(&options, &ready, fds).await?;
+        let wired = io::wire(self.agent, &init.target, &self.process, owner, &self.streams).await?;
+        let launched = self.launch(&options, &ready, wired.fds).await?;
         if ready.new_network {
             self.raise_loopback(launched.pid).await;
         }
-        let exit = launched.exit.clone();
-        let container = self.container(request.rootfs.clone(), directory, counters, &mut launched);
-        container.init.set_launched(launched);
-        container
-            .move_stdio(self.agent, std::mem::take(&mut self.streams), ends, pipes)
+        let (container, exit, master) =
+            self.container(request.rootfs.clone(), directory, init, launched);
+        if let Some(size) = ready.console_size {
+            container.init.resize(size)?;
+        }
+        let streams = std::mem::take(&mut self.streams);
+        io::start(self.agent, &container.init, streams, wired.ends, wired.pipes, master)
             .map_err(|error| RpcError::Failed(format!("set up stdio: {error}")))?;
         Ok((container, exit))
-    }
-
-    fn uris(&self) -> Result<Uris, RpcError> {
-        Uris::parse(&self.record.stdin, &self.record.stdout, &self.record.stderr)
     }
 
     fn save(&self) -> Result<(), RpcError> {
         let directory = self.agent.dirs.container(&self.id);
         self.record.save(&directory).map_err(|error| RpcError::failed(&error))
-    }
-
-    fn claim(&mut self, uris: &Uris) -> Result<(), RpcError> {
-        for id in uris.streams() {
-            let end = self.agent.streams.claim(&id);
-            let end = end.ok_or_else(|| RpcError::NoStream(id.to_string()))?;
-            self.streams.insert(id, end);
-        }
-        Ok(())
     }
 
     async fn prepare_disk(&self, planned: Vec<Planned>) -> Result<Ready, RpcError> {
@@ -190,7 +191,7 @@ impl<'a> Attempt<'a> {
             planned,
             cgroup: Cgroup::at(self.agent.dirs.cgroup(&self.id)),
             guard: self.agent.guard.clone(),
-            terminal: self.record.terminal,
+            terminal: self.process.terminal,
         };
         tokio::task::spawn_blocking(move || work.run())
             .await
@@ -212,11 +213,11 @@ impl<'a> Attempt<'a> {
                 no_pivot: options.no_pivot_root,
                 no_new_keyring: options.no_new_keyring,
                 allow_vsock: ready.allow_vsock,
-                terminal: false,
+                terminal: self.process.terminal,
             },
         };
         let borrowed: Vec<_> = fds.iter().map(|(_, fd)| std::os::fd::AsFd::as_fd(fd)).collect();
-        let outcome = self.agent.init.launch(self.record.request, launch, &borrowed).await;
+        let outcome = self.agent.init.launch(self.process.request, launch, &borrowed).await;
         match outcome.map_err(|error| RpcError::failed(&error))? {
             Outcome::Launched(launched) => Ok(launched),
             Outcome::Failed(error) => Err(RpcError::Runtime(error.reason)),
@@ -238,39 +239,35 @@ impl<'a> Attempt<'a> {
         &mut self,
         rootfs: Vec<Mount>,
         directory: PathBuf,
-        counters: Counters,
-        launched: &mut Launched,
-    ) -> Arc<Container> {
+        init: Arc<Process>,
+        launched: Launched,
+    ) -> (Arc<Container>, ExitSlot, Option<OwnedFd>) {
+        self.actions = init.note(Event::Launched { pid: launched.pid });
+        let (exit, master) = init.set_launched(launched);
         let container = Arc::new(Container::new(
             self.id.clone(),
             self.record.clone(),
             rootfs,
             directory,
             Cgroup::at(self.agent.dirs.cgroup(&self.id)),
-            Process::new(counters),
+            init,
         ));
-        self.actions = container.init.note(Event::Launched { pid: launched.pid });
         self.container = Some(container.clone());
-        container
+        (container, exit, master)
     }
 
     /// Removes everything that was made, and everything that the host prepared for this container.
     async fn undo(self) {
-        let Self { agent, id, record, mut streams, container, .. } = self;
-        let mut process = None;
+        let Self { agent, id, record, process, mut streams, container, .. } = self;
+        let mut handles = vec![];
         if let Some(container) = container {
             container.end_tasks().await;
-            streams.extend(container.take_streams());
-            process = container.init.handle();
+            streams.extend(container.init.take_streams());
+            handles.extend(container.init.handle());
         }
-        // Each by itself: another one may be what the create failed of.
-        for uri in [&record.stdin, &record.stdout, &record.stderr] {
-            let Ok(Uri::Stream(id)) = Uri::parse(uri) else { continue };
-            if let Some(end) = agent.streams.claim(&id) {
-                streams.insert(id, end);
-            }
-        }
-        let remains = Remains { id: id.clone(), record, streams, process };
+        // Another one may be what the create failed of.
+        streams.extend(io::claim_leftovers(agent, &process));
+        let remains = Remains { id: id.clone(), record, streams, handles };
         if let Err(error) = cleanup::remove(agent, remains).await {
             warn!(container = %id, error = %chain(&error), "a failed create leaves something");
         }
@@ -281,14 +278,12 @@ impl OnDisk {
     fn run(self) -> Result<Ready, RpcError> {
         let runtime = |error: &dyn std::error::Error| RpcError::Runtime(chain(error));
         let mounted = !self.planned.is_empty();
-        let prepared =
+        let mut prepared =
             spec::read(&self.bundle, self.id.as_str(), mounted).map_err(|e| runtime(&e))?;
         for warning in &prepared.warnings {
             warn!(container = %self.id, "config: {warning}");
         }
-        if self.terminal || prepared.terminal() {
-            return Err(RpcError::Unimplemented("a terminal".to_owned()));
-        }
+        prepared.set_terminal(self.terminal);
         spec::write(&self.bundle, &prepared).map_err(|error| runtime(&error))?;
         make::make(&self.bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
         self.cgroup
@@ -297,6 +292,8 @@ impl OnDisk {
         Ok(Ready {
             hook_seconds: prepared.hook_seconds,
             allow_vsock: prepared.allow_vsock,
+            shared_pids: !prepared.new_pids(),
+            console_size: prepared.console_size(),
             new_network: prepared.new_network(),
             poststart: prepared.poststart,
             poststop: prepared.poststop,
@@ -319,9 +316,6 @@ fn options(any: Option<&Any>) -> Result<Options, RpcError> {
 fn refuse_unbuilt(request: &CreateTaskRequest) -> Result<(), RpcError> {
     if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
         return Err(RpcError::Unimplemented("create from a checkpoint".to_owned()));
-    }
-    if request.terminal {
-        return Err(RpcError::Unimplemented("a terminal".to_owned()));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `Task.Delete`: removes a container that has exited, or that was never started.
+//! `Task.Delete`: removes a container or an exec that has exited, or that was never started.
 //!
 //! Promises: what the process wrote is handed over first, within bounds; when this returns nothing
 //! of the container is left and its id is free; if something could not be removed, the container
@@ -11,41 +11,67 @@ use vminitd_protocol::pb::containerd::task::v3::{DeleteRequest, DeleteResponse};
 
 use super::cleanup::{self, Remains};
 use super::container::{Container, timestamp};
+use super::process::Process;
+use super::{record, start_exec};
 use crate::agent::Agent;
 use crate::agent::errors::{RpcError, chain};
+use crate::agent::id::ExecId;
 use crate::agent::process::lifecycle::{Action, Event, Refusal};
 
 /// The call.
 pub async fn delete(agent: Arc<Agent>, request: DeleteRequest) -> Result<DeleteResponse, RpcError> {
     let container = agent.tasks.get(&request.id)?;
-    super::no_execs(&request.exec_id)?;
+    let process = container.process(&request.exec_id)?;
     loop {
-        let actions = container.init.apply(Event::DeleteAsked)?;
+        let actions = process.apply(Event::DeleteAsked)?;
+        container.perform(&agent, &process, &actions);
         if actions.contains(&Action::CleanUp) {
             break;
         }
         if actions.contains(&Action::Kill) {
-            match container.init.signal(libc::SIGKILL) {
+            match process.signal(libc::SIGKILL) {
                 Ok(()) | Err(RpcError::Refused(Refusal::Finished)) => {}
                 Err(error) => return Err(error),
             }
         }
-        container.init.finished().await;
+        process.finished().await;
     }
-    if let Err(error) = clean_up(&agent, &container).await {
-        container.init.note(Event::CleanUpFailed);
+    let cleaned = match &process.exec {
+        None => clean_up(&agent, &container).await,
+        Some(exec) => clean_up_exec(&agent, &container, &process, exec).await,
+    };
+    if let Err(error) = cleaned {
+        process.note(Event::CleanUpFailed);
         return Err(RpcError::failed(&error));
     }
-    agent.tasks.remove(&container.id);
-    let actions = container.init.note(Event::CleanedUp);
-    container.perform(&agent, &actions);
-    debug!(container = %container.id, "deleted");
-    let finished = container.init.finished_already();
+    if process.exec.is_none() {
+        agent.tasks.remove(&container.id);
+    }
+    let actions = process.note(Event::CleanedUp);
+    container.perform(&agent, &process, &actions);
+    debug!(container = %container.id, exec = process.target.exec, "deleted");
+    let finished = process.finished_already();
     Ok(DeleteResponse {
         pid: finished.map_or(0, |finished| finished.pid),
         exit_status: finished.map_or(0, |finished| finished.exit.status),
         exited_at: finished.map(|finished| timestamp(finished.exit)),
     })
+}
+
+async fn clean_up_exec(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+    exec: &ExecId,
+) -> Result<(), cleanup::CleanupError> {
+    process.hand_over().await;
+    start_exec::release(agent, process).await;
+    if let Some(handle) = process.handle() {
+        agent.init.forget(handle).await?;
+    }
+    record::remove_directory(&process.directory)?;
+    container.remove_exec(exec);
+    Ok(())
 }
 
 async fn clean_up(
@@ -54,13 +80,19 @@ async fn clean_up(
 ) -> Result<(), cleanup::CleanupError> {
     // Whatever the init left running writes no more after this, so the pipes hold the rest.
     cleanup::stop(&container.cgroup).await?;
-    container.init.hand_over().await;
+    let processes = container.processes();
+    for process in &processes {
+        process.hand_over().await;
+    }
     container.end_tasks().await;
     let remains = Remains {
         id: container.id.clone(),
         record: container.record(),
-        streams: container.take_streams(),
-        process: container.init.handle(),
+        streams: processes
+            .iter()
+            .flat_map(|process| start_exec::take_streams(agent, process))
+            .collect(),
+        handles: processes.iter().filter_map(|process| process.handle()).collect(),
     };
     let removed = cleanup::remove(agent, remains).await;
     if let Err(error) = &removed {

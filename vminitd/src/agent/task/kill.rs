@@ -15,14 +15,19 @@ use crate::agent::process::lifecycle::{Event, Refusal};
 /// The call.
 pub fn kill(agent: &Arc<Agent>, request: &KillRequest) -> Result<(), RpcError> {
     let container = agent.tasks.get(&request.id)?;
-    super::no_execs(&request.exec_id)?;
+    let process = container.process(&request.exec_id)?;
     let signal = i32::try_from(request.signal).ok().filter(|signal| *signal <= libc::SIGRTMAX());
     let signal = signal
         .ok_or_else(|| RpcError::Invalid(format!("signal {} does not exist", request.signal)))?;
-    let applied = container.init.apply(Event::KillAsked);
+    let applied = process.apply(Event::KillAsked);
+    if process.exec.is_some() {
+        // `all` is about the container's processes, and this is one.
+        applied?;
+        return process.signal(signal);
+    }
     match applied {
         Ok(_) if request.all => kill_all(&container, signal).map(drop),
-        Ok(_) => container.init.signal(signal),
+        Ok(_) => process.signal(signal),
         // Its init is gone, but what it left behind may not be.
         Err(Refusal::Finished) if request.all && kill_all(&container, signal)? > 0 => Ok(()),
         Err(refusal) => Err(refusal.into()),

@@ -11,23 +11,21 @@ pub mod connect;
 pub mod container;
 pub mod create;
 pub mod delete;
+pub mod exec;
+pub mod io;
+pub mod kept;
 pub mod kill;
 pub mod pause;
 pub mod pids;
 pub mod process;
 pub mod record;
+pub mod resize_pty;
 pub mod restore;
 pub mod service;
 pub mod shutdown;
 pub mod start;
+pub mod start_exec;
 pub mod state;
 pub mod table;
 pub mod update;
 pub mod wait;
-
-use crate::agent::errors::RpcError;
-
-/// Execs are still to come: every exec's id is unknown.
-fn no_execs(exec: &str) -> Result<(), RpcError> {
-    if exec.is_empty() { Ok(()) } else { Err(RpcError::NoProcess { exec: exec.to_owned() }) }
-}

@@ -23,7 +23,7 @@ pub async fn pause(agent: Arc<Agent>, request: PauseRequest) -> Result<(), RpcEr
         // What is frozen of it must not stay so.
         let _ = container.cgroup.thaw(FREEZE).await;
     }
-    container.perform(&agent, &actions);
+    container.perform(&agent, &container.init, &actions);
     frozen.map_err(|error| RpcError::failed(&error))
 }
 
@@ -34,7 +34,7 @@ pub async fn resume(agent: Arc<Agent>, request: ResumeRequest) -> Result<(), Rpc
     container.init.apply(Event::ResumeAsked)?;
     container.cgroup.thaw(FREEZE).await.map_err(|error| RpcError::failed(&error))?;
     let actions = container.init.note(Event::Thawed);
-    container.perform(&agent, &actions);
+    container.perform(&agent, &container.init, &actions);
     Ok(())
 }
 

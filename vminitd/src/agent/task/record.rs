@@ -1,7 +1,7 @@
-//! What of a container outlives the agent: a file that is replaced as a whole, and a page of
-//! counters.
+//! What of a container and its processes outlives the agent: files that are replaced as a whole,
+//! and a page of counters for each process.
 //!
-//! Owns: `<containers>/<id>/`, from before anything else of a container is made until nothing else
+//! Owns: `<containers>/<id>/` and in it `execs/<exec>/`, from before anything else of a container is made until nothing else
 //! of it is left.
 //! Promises: a record is the old one or the new one, never half of either; an exit that was saved
 //! is found by the next agent.
@@ -17,12 +17,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::id::ExecId;
 use crate::agent::process::lifecycle::Exited;
 use crate::agent::stdio::output::Counter;
 use crate::link::message::RequestId;
 use crate::sys::numbers::Numbers;
 
-/// What the next agent needs to know of a container.
+/// What the next agent needs to know of a container, beside what [`ProcessRecord`] says of its
+/// init.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its id.
@@ -33,6 +35,32 @@ pub struct Record {
     pub bundle: PathBuf,
     /// Where its rootfs mounts are, below the bundle, in the order in which they are made.
     pub places: Vec<PathBuf>,
+    /// Whether start needs libcontainer.
+    pub poststart: bool,
+    /// Whether delete needs libcontainer.
+    pub poststop: bool,
+    /// What further processes of it are to be like.
+    pub habits: Habits,
+}
+
+/// What all processes of a container have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Habits {
+    /// Owner of their pipes: user.
+    pub io_uid: u32,
+    /// Owner of their pipes: group.
+    pub io_gid: u32,
+    /// They may make AF_VSOCK sockets.
+    pub allow_vsock: bool,
+    /// They keep the session keyring that they are started with.
+    pub no_new_keyring: bool,
+    /// They are not in a pid namespace of their own, so the kernel does not end them with the init.
+    pub shared_pids: bool,
+}
+
+/// What the next agent needs to know of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRecord {
     /// As requested.
     pub stdin: String,
     /// As requested.
@@ -41,15 +69,11 @@ pub struct Record {
     pub stderr: String,
     /// As requested.
     pub terminal: bool,
-    /// The request under which init was asked to launch it.
+    /// The request under which init was asked to launch it; 0: it was not.
     pub request: RequestId,
-    /// Whether start needs libcontainer.
-    pub poststart: bool,
-    /// Whether delete needs libcontainer.
-    pub poststop: bool,
-    /// It was told to start, or is about to be: telling it twice does no harm.
+    /// It was told to start, or is about to be: telling an init twice does no harm.
     pub started: bool,
-    /// How its init ended, and the pid it had.
+    /// How it ended, and the pid it had.
     pub exit: Option<(u32, Exited)>,
 }
 
@@ -66,26 +90,65 @@ pub struct RecordError {
     pub source: io::Error,
 }
 
-const FILE: &str = "task.json";
-const NEW_FILE: &str = "task.json.new";
 const NUMBERS: &str = "numbers";
+/// What an exec is to run, as the launcher reads it.
+const PROCESS: &str = "process.json";
+/// Execs, a directory each, below their container's.
+const EXECS: &str = "execs";
 
-impl Record {
+/// What is kept in a file of its own, in the container's or exec's directory.
+pub trait Saved: Serialize + serde::de::DeserializeOwned {
+    /// The file's name.
+    const FILE: &'static str;
+
     /// Puts it in place of the one before.
-    pub fn save(&self, directory: &Path) -> Result<(), RecordError> {
-        let (path, new) = (directory.join(FILE), directory.join(NEW_FILE));
+    fn save(&self, directory: &Path) -> Result<(), RecordError> {
+        let (path, new) =
+            (directory.join(Self::FILE), directory.join(format!("{}.new", Self::FILE)));
         let failed = |source| RecordError { verb: "save", path: path.clone(), source };
         let json = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
         fs::write(&new, json).and_then(|()| fs::rename(&new, &path)).map_err(failed)
     }
 
     /// The last one saved.
-    pub fn load(directory: &Path) -> Result<Self, RecordError> {
-        let path = directory.join(FILE);
+    fn load(directory: &Path) -> Result<Self, RecordError> {
+        let path = directory.join(Self::FILE);
         let failed = |source| RecordError { verb: "read", path: path.clone(), source };
         let json = fs::read(&path).map_err(failed)?;
         serde_json::from_slice(&json).map_err(|error| failed(error.into()))
     }
+}
+
+impl Saved for Record {
+    const FILE: &'static str = "container.json";
+}
+
+impl Saved for ProcessRecord {
+    const FILE: &'static str = "task.json";
+}
+
+/// Saves the OCI process of an exec.
+pub fn save_process(directory: &Path, json: &[u8]) -> Result<(), RecordError> {
+    let path = process_path(directory);
+    fs::write(&path, json).map_err(|source| RecordError { verb: "save", path, source })
+}
+
+/// Where it is.
+pub fn process_path(directory: &Path) -> PathBuf {
+    directory.join(PROCESS)
+}
+
+/// Where an exec's record is, below its container's.
+pub fn exec_directory(container: &Path, exec: &ExecId) -> PathBuf {
+    container.join(EXECS).join(exec.as_str())
+}
+
+/// The execs of which there is a record.
+pub fn execs(container: &Path) -> Vec<ExecId> {
+    let entries = fs::read_dir(container.join(EXECS)).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| ExecId::try_from(&*entry.file_name().to_string_lossy()).ok())
+        .collect()
 }
 
 /// Makes the directory for a new container's record.
@@ -200,21 +263,13 @@ impl Counter for OneOf {
 mod tests {
     use super::*;
 
-    pub fn record() -> Record {
-        Record {
-            id: "c1".into(),
-            namespace: "default".into(),
-            bundle: "/run/bundles/c1".into(),
-            places: vec!["mounts/0".into(), "rootfs".into()],
-            stdin: String::new(),
+    fn record() -> ProcessRecord {
+        ProcessRecord {
             stdout: "stream://c1-out".into(),
-            stderr: String::new(),
-            terminal: false,
             request: 7,
-            poststart: false,
-            poststop: true,
             started: true,
             exit: Some((42, Exited { status: 137, seconds: 1, nanos: 2 })),
+            ..Default::default()
         }
     }
 
@@ -223,13 +278,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = dir.path().join("c1");
         make_directory(&directory).unwrap();
-        let first = Record { exit: None, ..record() };
+        let first = ProcessRecord { exit: None, ..record() };
         first.save(&directory).unwrap();
         record().save(&directory).unwrap();
-        assert_eq!(Record::load(&directory).unwrap(), record());
+        assert_eq!(ProcessRecord::load(&directory).unwrap(), record());
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "no half-written file is left");
         remove_directory(&directory).unwrap();
         remove_directory(&directory).unwrap();
+    }
+
+    #[test]
+    fn execs_are_found_by_their_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(execs(dir.path()), []);
+        let exec = ExecId::try_from("e1").unwrap();
+        make_directory(&exec_directory(dir.path(), &exec)).unwrap();
+        assert_eq!(execs(dir.path()), [exec]);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! container's counters, so a replayed step does not publish it a second time. The mark of
 //! TaskCreate, which is set before Create answers, tells the two cases apart.
 //!
-//! | record | init says | becomes |
+//! | record of an init | init says | becomes |
 //! |---|---|---|
 //! | no exit, marked | launched | created; running too, if it was told to start |
 //! | no exit, not marked | launched | killed and removed |
@@ -19,9 +19,20 @@
 //! | exit | anything | stopped |
 //! | unreadable | anything | removed as far as its id tells what there is |
 //!
+//! An exec goes with its container; its record and its pipes are its own. One whose start was under
+//! way is adopted, whether or not the host was told: it is Added and asked for, so it may run.
+//!
+//! | record of an exec | init says | becomes |
+//! |---|---|---|
+//! | never started | - | added |
+//! | started, no exit | launched | running |
+//! | started, no exit | launching | launching; then running or failed |
+//! | started, no exit | failed, or nothing | failed |
+//! | exit | anything | stopped |
+//!
 //! Removing goes on while the agent serves already; until it is done, the id is taken.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -30,38 +41,57 @@ use tracing::{info, warn};
 use vminitd_protocol::handshake::StreamId;
 
 use super::cleanup::{self, Remains};
-use super::container::{Container, kept_outputs, kept_stdin};
+use super::container::Container;
 use super::process::Process;
-use super::record::{Counters, Mark, Record};
+use super::record::{self, Counters, Habits, Mark, ProcessRecord, Record, RecordError, Saved};
 use super::start::notify;
 use super::table::Reservation;
+use super::{io, kept, start_exec};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
 use crate::agent::errors::chain;
 use crate::agent::handover::{Handover, Process as Known};
-use crate::agent::id::ContainerId;
-use crate::agent::init_client::{Inherited, Launched, Outcome};
+use crate::agent::id::{ContainerId, ExecId};
+use crate::agent::init_client::{ExitSlot, Inherited, Launched, Outcome};
 use crate::agent::lock;
-use crate::agent::process::lifecycle::Event;
+use crate::agent::process::lifecycle::{Event, Exited};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener::kept_id;
-use crate::agent::stdio::wiring::{Pipes, Uris};
+use crate::agent::stdio::wiring::{Ends, Pipes};
 use crate::link::message::{RequestId, Target};
 use crate::sys::pidfd::send_signal;
 
 /// Containers whose launch was still under way when their agent died, and is being cancelled.
 #[derive(Default)]
-pub struct Pending(Mutex<HashMap<RequestId, Orphan>>);
+pub struct Pending(Mutex<HashMap<RequestId, Awaited>>);
+
+/// Who waits for the end of an inherited launch.
+enum Awaited {
+    /// Nobody wants the container any more.
+    Unwanted(Box<Orphan>),
+    /// An exec that goes on.
+    Exec(Arc<Container>, Arc<Process>, HashMap<StreamId, Arc<End>>, Pipes),
+}
 
 /// A container without an agent.
 struct Orphan {
     id: ContainerId,
     record: Record,
+    init: OrphanProcess,
+    execs: Vec<(ExecId, OrphanProcess)>,
     reservation: Reservation,
-    streams: HashMap<StreamId, Arc<End>>,
-    pipes: Pipes,
     /// A launcher is at its start or deletion, with hooks.
     hooks_run: bool,
+}
+
+/// A process without an agent.
+struct OrphanProcess {
+    record: ProcessRecord,
+    streams: HashMap<StreamId, Arc<End>>,
+    pipes: Pipes,
+    launched: Option<Launched>,
+    /// Its launch is under way.
+    launching: bool,
 }
 
 /// Rebuilds everything. Returns when every container that stays is there again.
@@ -76,23 +106,23 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
         let Some(orphan) = adopt_record(agent, id, record, &mut handover, &mut streams) else {
             continue;
         };
-        let request = orphan.record.request;
-        let process = handover.launched.remove(&request);
-        known.extend(process.as_ref().map(|process| process.process));
-        if handover.launching.contains_key(&request) {
-            lock(&agent.pending.0).insert(request, orphan);
+        let processes = [&orphan.init].into_iter().chain(orphan.execs.iter().map(|(_, exec)| exec));
+        let launched = processes.filter_map(|process| process.launched.as_ref());
+        known.extend(launched.map(|launched| launched.process));
+        let request = orphan.init.record.request;
+        if orphan.init.launching {
+            lock(&agent.pending.0).insert(request, Awaited::Unwanted(Box::new(orphan)));
             if let Err(error) = agent.init.cancel(request).await {
                 warn!(error = %chain(&error), "a launch is not cancelled");
             }
             continue;
         }
-        let launched = process.and_then(|process| launched(agent, process));
-        let stays =
-            orphan.record.exit.is_some() || (launched.is_some() && was_answered(agent, &orphan.id));
+        let stays = orphan.init.record.exit.is_some()
+            || (orphan.init.launched.is_some() && was_answered(agent, &orphan.id));
         if stays {
-            rebuild(agent, orphan, launched).await;
+            rebuild(agent, orphan).await;
         } else {
-            tokio::spawn(destroy(agent.clone(), orphan, launched));
+            tokio::spawn(destroy(agent.clone(), orphan));
         }
     }
     forget_strangers(agent, handover, known).await;
@@ -101,13 +131,23 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
 
 /// A launch of an earlier agent has ended.
 pub async fn inherited(agent: Arc<Agent>, inherited: Inherited) {
-    let orphan = lock(&agent.pending.0).remove(&inherited.request);
+    let awaited = lock(&agent.pending.0).remove(&inherited.request);
     let launched = match inherited.outcome {
         Outcome::Launched(launched) => Some(launched),
         Outcome::Failed(_) | Outcome::Done => None,
     };
-    match (orphan, launched) {
-        (Some(orphan), launched) => destroy(agent, orphan, launched).await,
+    match (awaited, launched) {
+        (Some(Awaited::Unwanted(mut orphan)), launched) => {
+            orphan.init.launched = launched;
+            destroy(agent, *orphan).await;
+        }
+        (Some(Awaited::Exec(container, process, streams, pipes)), Some(launched)) => {
+            exec_launched(&agent, &container, &process, launched, streams, pipes);
+        }
+        (Some(Awaited::Exec(container, process, streams, _)), None) => {
+            process.set_streams(streams);
+            start_exec::undo(&agent, &container, &process).await;
+        }
         // Its container is not there any more: nor may the process be.
         (None, Some(launched)) => {
             let _ = send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
@@ -144,15 +184,9 @@ fn unknown(agent: &Agent, id: &ContainerId) -> Record {
         namespace: String::new(),
         bundle: agent.dirs.bundle(id),
         places: places(&agent.dirs.bundle(id)),
-        stdin: String::new(),
-        stdout: String::new(),
-        stderr: String::new(),
-        terminal: false,
-        request: 0,
         poststart: false,
         poststop: false,
-        started: false,
-        exit: None,
+        habits: Habits::default(),
     }
 }
 
@@ -193,28 +227,53 @@ fn adopt_record(
             return None;
         }
     };
-    let mut take = |key: String| handover.kept.remove(&key).unwrap_or_default();
-    let kept: Vec<(String, OwnedFd)> =
-        take(kept_outputs(&id)).into_iter().chain(take(kept_stdin(&id))).collect();
-    let mut own = HashMap::new();
-    for stream in uris(&record).iter().flat_map(Uris::streams) {
-        if let Some(end) = streams.remove(&stream) {
-            own.insert(stream, end);
-        }
-    }
+    let directory = agent.dirs.container(&id);
+    // Without its own record an init is as good as never asked for.
+    let init = ProcessRecord::load(&directory).unwrap_or_default();
     let of_hooks = |(request, target): (&RequestId, &Target)| {
-        *request != record.request && target.container == id.as_str() && target.exec.is_empty()
+        *request != init.request && target.container == id.as_str() && target.exec.is_empty()
     };
     let hooks_run = handover.launching.iter().any(of_hooks);
-    let pipes = Pipes::from_kept(kept);
-    Some(Orphan { id, record, reservation, streams: own, pipes, hooks_run })
+    let mut adopt = |exec: String, record| {
+        let target = Target { container: id.to_string(), exec };
+        adopt_process(agent, &target, record, handover, streams)
+    };
+    let init = adopt(String::new(), init);
+    let execs = record::execs(&directory).into_iter().map(|exec| {
+        let record = ProcessRecord::load(&record::exec_directory(&directory, &exec));
+        let process = adopt(exec.to_string(), record.unwrap_or_default());
+        (exec, process)
+    });
+    let execs = execs.collect();
+    Some(Orphan { id, record, init, execs, reservation, hooks_run })
 }
 
-fn uris(record: &Record) -> Option<Uris> {
-    Uris::parse(&record.stdin, &record.stdout, &record.stderr).ok()
+fn adopt_process(
+    agent: &Agent,
+    target: &Target,
+    record: ProcessRecord,
+    handover: &mut Handover,
+    streams: &mut HashMap<StreamId, Arc<End>>,
+) -> OrphanProcess {
+    let kept: Vec<(String, OwnedFd)> = kept::all(target)
+        .into_iter()
+        .flat_map(|key| handover.kept.remove(&key).unwrap_or_default())
+        .collect();
+    let named = io::uris(&record).map(|uris| uris.streams()).unwrap_or_default();
+    // Streams of an exec that was never started are still nobody's.
+    let own = named.into_iter().filter(|_| record.request != 0);
+    let own = own.filter_map(|id| streams.remove(&id).map(|end| (id, end))).collect();
+    let launched = handover.launched.remove(&record.request);
+    OrphanProcess {
+        launched: launched.and_then(|process| launched_of(agent, process)),
+        launching: handover.launching.contains_key(&record.request),
+        pipes: Pipes::from_kept(kept),
+        streams: own,
+        record,
+    }
 }
 
-fn launched(agent: &Agent, known: Known) -> Option<Launched> {
+fn launched_of(agent: &Agent, known: Known) -> Option<Launched> {
     match agent.init.launched(known.process, known.pid, known.fds) {
         Outcome::Launched(launched) => Some(launched),
         Outcome::Done | Outcome::Failed(_) => None,
@@ -222,67 +281,83 @@ fn launched(agent: &Agent, known: Known) -> Option<Launched> {
 }
 
 /// Makes the container again, as it was.
-async fn rebuild(agent: &Arc<Agent>, orphan: Orphan, launched: Option<Launched>) {
-    let Orphan { id, record, reservation, streams, pipes, hooks_run } = orphan;
-    let directory = agent.dirs.container(&id);
+async fn rebuild(agent: &Arc<Agent>, orphan: Orphan) {
+    let directory = agent.dirs.container(&orphan.id);
     let counters = match Counters::open(&directory) {
         Ok(counters) => counters,
         Err(error) => {
-            warn!(container = %id, error = %chain(&error), "container removed");
-            let orphan = Orphan { id, record, reservation, streams, pipes, hooks_run };
-            return destroy(agent.clone(), orphan, launched).await;
+            warn!(container = %orphan.id, error = %chain(&error), "container removed");
+            return destroy(agent.clone(), orphan).await;
         }
     };
+    let Orphan { id, record, init, execs, reservation, hooks_run } = orphan;
     let cgroup = Cgroup::at(agent.dirs.cgroup(&id));
-    let init = Process::new(counters);
-    let container = Arc::new(Container::new(id, record.clone(), vec![], directory, cgroup, init));
-    if let Some(uris) = uris(&record) {
-        let moving = uris
-            .open(&streams)
-            .map_err(std::io::Error::other)
-            .and_then(|ends| container.move_stdio(agent, streams, ends, pipes));
-        if let Err(error) = moving {
-            warn!(container = %container.id, %error, "stdio does not go on");
-        }
-    }
-    let recorded = record.exit.map(|(pid, _)| pid);
-    let pid = launched.as_ref().map(|launched| launched.pid).or(recorded).unwrap_or(0);
-    let exit = launched.as_ref().map(|launched| launched.exit.clone());
-    if let Some(launched) = launched {
-        container.init.set_launched(launched);
-    }
+    let process = Process::init(&id, directory.clone(), init.record.clone(), counters);
+    let container = Container::new(id, record, vec![], directory, cgroup, process.clone());
+    let container = Arc::new(container);
+    let recorded = init.record.exit.map(|(pid, _)| pid);
+    let pid = init.launched.as_ref().map(|launched| launched.pid).or(recorded).unwrap_or(0);
     info!(container = %container.id, pid, "taken over from the agent before");
     reservation.fill(container.clone());
-    replay(agent, &container, &record, pid, hooks_run);
-    match (record.exit, exit) {
-        (Some((_, exit)), slot) => {
-            container.exited(agent, exit);
-            // Recorded, but perhaps not acknowledged.
-            if let Some(slot) = slot {
-                container.watch_exit(agent, slot);
-            }
+    let started = init.record.started;
+    let (exit, slot) = (init.record.exit, resume_stdio(agent, &process, init));
+    replay_init(agent, &container, started, exit.is_some(), pid, hooks_run);
+    // Before the init's exit, which waits for those that count.
+    let execs = execs.into_iter().filter_map(|(id, exec)| {
+        rebuild_exec(agent, &container, &id, exec)
+            .inspect_err(|error| warn!(container = %container.id, exec = %id, error = %chain(error), "exec lost"))
+            .ok()
+    });
+    let execs: Vec<_> = execs.collect();
+    for (process, exit, slot) in [(process, exit, slot)].into_iter().chain(execs) {
+        if let Some((_, exit)) = exit {
+            container.exited(agent, &process, exit);
         }
-        (None, Some(slot)) => container.watch_exit(agent, slot),
-        (None, None) => {}
+        // Recorded, but perhaps not acknowledged.
+        if let Some(slot) = slot {
+            container.watch_exit(agent, &process, slot);
+        }
     }
 }
 
-fn replay(
+/// Lets a process's stdio go on; returns where its exit is found.
+fn resume_stdio(
+    agent: &Arc<Agent>,
+    process: &Arc<Process>,
+    orphan: OrphanProcess,
+) -> Option<ExitSlot> {
+    let OrphanProcess { record, streams, pipes, launched, .. } = orphan;
+    let (exit, master) = match launched.map(|launched| process.set_launched(launched)) {
+        Some((exit, master)) => (Some(exit), master),
+        None => (None, None),
+    };
+    let moving = ends(&record, &streams)
+        .and_then(|ends| io::start(agent, process, streams, ends, pipes, master));
+    if let Err(error) = moving {
+        warn!(container = process.target.container, %error, "stdio does not go on");
+    }
+    exit
+}
+
+fn ends(record: &ProcessRecord, streams: &HashMap<StreamId, Arc<End>>) -> std::io::Result<Ends> {
+    let uris = io::uris(record).map_err(std::io::Error::other)?;
+    uris.open(streams).map_err(std::io::Error::other)
+}
+
+fn replay_init(
     agent: &Arc<Agent>,
     container: &Arc<Container>,
-    record: &Record,
+    started: bool,
+    exited: bool,
     pid: u32,
     hooks_run: bool,
 ) {
     let mut events = vec![Event::Launched { pid }];
-    if record.started {
+    if started {
         // The agent before may have died between the record and the call. Telling the process
         // twice does no harm: who was told does not listen any more. A launcher that is at it will
         // tell it by itself.
-        if record.exit.is_none()
-            && !hooks_run
-            && notify(agent, container).is_ok()
-            && record.poststart
+        if !exited && !hooks_run && notify(agent, container).is_ok() && container.record().poststart
         {
             warn!(container = %container.id, "started without its poststart hooks");
         }
@@ -291,18 +366,89 @@ fn replay(
             events.extend([Event::PauseAsked, Event::Froze]);
         }
     }
+    replay(agent, container, &container.init, events);
+}
+
+fn replay(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+    events: impl IntoIterator<Item = Event>,
+) {
     for event in events {
-        let actions = container.init.note(event);
-        container.perform(agent, &actions);
+        let actions = process.note(event);
+        container.perform(agent, process, &actions);
     }
 }
 
-async fn destroy(agent: Arc<Agent>, orphan: Orphan, launched: Option<Launched>) {
-    let Orphan { id, record, reservation, streams, pipes, hooks_run: _ } = orphan;
+/// An exec, its recorded exit, and where its exit is found.
+type Rebuilt = (Arc<Process>, Option<(u32, Exited)>, Option<ExitSlot>);
+
+fn rebuild_exec(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    id: &ExecId,
+    orphan: OrphanProcess,
+) -> Result<Rebuilt, RecordError> {
+    let directory = record::exec_directory(&container.directory, id);
+    let counters = Counters::open(&directory)?;
+    let record = orphan.record.clone();
+    let process = Process::exec(&container.id, id.clone(), directory, record.clone(), counters);
+    container.add_exec(id, process.clone());
+    container.publish_added(agent, &process);
+    if record.request == 0 {
+        return Ok((process, None, None));
+    }
+    replay(agent, container, &process, [Event::StartAsked]);
+    let _ = container.reserve_exec(id);
+    if orphan.launching {
+        let OrphanProcess { streams, pipes, .. } = orphan;
+        let awaited = Awaited::Exec(container.clone(), process.clone(), streams, pipes);
+        lock(&agent.pending.0).insert(record.request, awaited);
+        return Ok((process, None, None));
+    }
+    let recorded = record.exit.map(|(pid, _)| pid);
+    let pid = orphan.launched.as_ref().map(|launched| launched.pid).or(recorded);
+    let slot = resume_stdio(agent, &process, orphan);
+    match pid {
+        Some(pid) => start_exec::running(agent, container, &process, pid),
+        None => {
+            let (agent, container, process) = (agent.clone(), container.clone(), process.clone());
+            tokio::spawn(async move { start_exec::undo(&agent, &container, &process).await });
+        }
+    }
+    Ok((process, record.exit, slot))
+}
+
+/// An exec whose launch an agent before had asked for is there.
+fn exec_launched(
+    agent: &Arc<Agent>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+    launched: Launched,
+    streams: HashMap<StreamId, Arc<End>>,
+    pipes: Pipes,
+) {
+    let pid = launched.pid;
+    let record = process.record();
+    let launched = Some(launched);
+    let orphan = OrphanProcess { record, streams, pipes, launched, launching: false };
+    let slot = resume_stdio(agent, process, orphan);
+    start_exec::running(agent, container, process, pid);
+    if let Some(slot) = slot {
+        container.watch_exit(agent, process, slot);
+    }
+}
+
+async fn destroy(agent: Arc<Agent>, orphan: Orphan) {
+    let Orphan { id, record, init, execs, reservation, hooks_run: _ } = orphan;
     info!(container = %id, "a create that was never answered: removed");
-    drop(pipes);
-    let process = launched.map(|launched| launched.process);
-    let remains = Remains { id: id.clone(), record, streams, process };
+    let (mut streams, mut handles) = (HashMap::new(), vec![]);
+    for process in [init].into_iter().chain(execs.into_iter().map(|(_, exec)| exec)) {
+        streams.extend(process.streams);
+        handles.extend(process.launched.map(|launched| launched.process));
+    }
+    let remains = Remains { id: id.clone(), record, streams, handles };
     if let Err(error) = cleanup::remove(&agent, remains).await {
         warn!(container = %id, error = %chain(&error), "something of it stays");
     }
@@ -318,14 +464,9 @@ async fn forget_strangers(agent: &Arc<Agent>, handover: Handover, known: Vec<u64
         }
         let _ = agent.init.forget(process.process).await;
     }
-    let pending: HashSet<String> = lock(&agent.pending.0)
-        .values()
-        .flat_map(|orphan| [kept_outputs(&orphan.id), kept_stdin(&orphan.id)])
-        .collect();
+    // What had been kept for those whose launch is awaited was taken over with them.
     for (key, _) in handover.kept {
-        if !pending.contains(&key) {
-            let _ = agent.init.release(key).await;
-        }
+        let _ = agent.init.release(key).await;
     }
     if let Err(error) = agent.init.settle(&known).await {
         warn!(error = %chain(&error), "exits not acknowledged");

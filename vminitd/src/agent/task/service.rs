@@ -18,7 +18,8 @@ use vminitd_protocol::pb::containerd::task::{v2, v3};
 use vminitd_protocol::pb::google::protobuf::Empty;
 
 use super::{
-    close_io, connect, create, delete, kill, pause, pids, shutdown, start, state, update, wait,
+    close_io, connect, create, delete, exec, kill, pause, pids, resize_pty, shutdown, start, state,
+    update, wait,
 };
 use crate::agent::Agent;
 use crate::agent::errors::RpcError;
@@ -141,9 +142,8 @@ macro_rules! serve {
                 _: &TtrpcContext,
                 request: ExecProcessRequest,
             ) -> ttrpc::Result<Empty> {
-                let known = self.0.tasks.get(&request.id).map(drop);
-                let refusal = RpcError::Unimplemented("exec".to_owned());
-                with_its_call(at_once(known.and(Err(refusal)))).await
+                let agent = self.0.clone();
+                to_its_end(async move { empty(exec::exec(&agent, request)) }).await
             }
 
             async fn resize_pty(
@@ -151,11 +151,8 @@ macro_rules! serve {
                 _: &TtrpcContext,
                 request: ResizePtyRequest,
             ) -> ttrpc::Result<Empty> {
-                // Without a terminal there is nothing to resize, which is no error; with one there
-                // is no container yet.
-                let known = self.0.tasks.get(&request.id).map(|_| Empty {});
-                let process = super::no_execs(&request.exec_id);
-                with_its_call(at_once(known.and_then(|done| process.map(|()| done)))).await
+                let agent = self.0.clone();
+                to_its_end(async move { empty(resize_pty::resize_pty(&agent, &request)) }).await
             }
 
             async fn close_io(

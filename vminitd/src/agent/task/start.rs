@@ -1,7 +1,8 @@
-//! `Task.Start`: tells the waiting process to go on.
+//! `Task.Start`: tells a container's waiting init to go on; an exec is launched.
 //!
 //! Promises: TaskStart is published before the process's TaskExit, also when it exits before this
-//! call returns. Never: forks; only poststart hooks need a launcher.
+//! call returns. Never: forks; only poststart hooks and execs ([`start_exec`](super::start_exec))
+//! need a launcher.
 
 use std::fs::File;
 use std::io;
@@ -14,6 +15,7 @@ use tracing::{debug, warn};
 use vminitd_protocol::pb::containerd::task::v3::{StartRequest, StartResponse};
 
 use super::container::Container;
+use super::start_exec;
 use crate::agent::Agent;
 use crate::agent::errors::{RpcError, chain};
 use crate::agent::init_client::Outcome;
@@ -29,12 +31,15 @@ const GO_ON: &[u8] = b"start container";
 /// The call.
 pub async fn start(agent: Arc<Agent>, request: StartRequest) -> Result<StartResponse, RpcError> {
     let container = agent.tasks.get(&request.id)?;
-    super::no_execs(&request.exec_id)?;
+    let process = container.process(&request.exec_id)?;
+    if process.exec.is_some() {
+        return start_exec::start(&agent, &container, &process).await;
+    }
     container.init.apply(Event::StartAsked)?;
     let sent = send(&agent, &container).await;
     let event = if sent.is_ok() { Event::StartSent } else { Event::StartFailed };
     let actions = container.init.note(event);
-    container.perform(&agent, &actions);
+    container.perform(&agent, &process, &actions);
     sent?;
     let pid = container.init.pid();
     debug!(container = %container.id, pid, "started");
@@ -44,6 +49,7 @@ pub async fn start(agent: Arc<Agent>, request: StartRequest) -> Result<StartResp
 async fn send(agent: &Arc<Agent>, container: &Arc<Container>) -> Result<(), RpcError> {
     // Before, so that the next agent knows to do it (again) if this one dies in between.
     container
+        .init
         .update_record(|record| record.started = true)
         .map_err(|error| RpcError::failed(&error))?;
     let sent = if container.record().poststart {
@@ -53,7 +59,7 @@ async fn send(agent: &Arc<Agent>, container: &Arc<Container>) -> Result<(), RpcE
             .map_err(|error| RpcError::Failed(format!("start the container's process: {error}")))
     };
     if sent.is_err()
-        && let Err(error) = container.update_record(|record| record.started = false)
+        && let Err(error) = container.init.update_record(|record| record.started = false)
     {
         warn!(container = %container.id, error = %chain(&error), "record not mended");
     }

@@ -1,4 +1,4 @@
-//! `Task.State`: what a container is at, now.
+//! `Task.State`: what a container or an exec is at, now.
 
 use vminitd_protocol::pb::containerd::task::v3::{StateRequest, StateResponse};
 use vminitd_protocol::pb::containerd::v1::types::Status;
@@ -11,12 +11,12 @@ use crate::agent::process::lifecycle::State;
 /// The call.
 pub fn state(agent: &Agent, request: &StateRequest) -> Result<StateResponse, RpcError> {
     let container = agent.tasks.get(&request.id)?;
-    super::no_execs(&request.exec_id)?;
-    let (state, record) = (container.init.state(), container.record());
+    let process = container.process(&request.exec_id)?;
+    let (state, record) = (process.state(), process.record());
     let exit = state.exit();
     Ok(StateResponse {
-        id: record.id,
-        bundle: record.bundle.display().to_string(),
+        id: container.id.to_string(),
+        bundle: container.record().bundle.display().to_string(),
         pid: state.pid().unwrap_or(0),
         status: status(state).into(),
         stdin: record.stdin,
@@ -31,11 +31,13 @@ pub fn state(agent: &Agent, request: &StateRequest) -> Result<StateResponse, Rpc
 
 fn status(state: State) -> Status {
     match state {
-        State::Created { .. } | State::Starting { .. } => Status::Created,
+        State::Added | State::Launching | State::Created { .. } | State::Starting { .. } => {
+            Status::Created
+        }
         State::Running { .. } => Status::Running,
         State::Pausing { .. } => Status::Pausing,
         State::Paused { .. } => Status::Paused,
-        State::Draining { .. } | State::Stopped { .. } => Status::Stopped,
+        State::Failed | State::Draining { .. } | State::Stopped { .. } => Status::Stopped,
         State::Creating | State::Deleting { .. } | State::Deleted => Status::Unknown,
     }
 }

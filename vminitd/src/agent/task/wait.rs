@@ -12,8 +12,12 @@ use crate::agent::errors::RpcError;
 /// The call.
 pub async fn wait(agent: Arc<Agent>, request: WaitRequest) -> Result<WaitResponse, RpcError> {
     let container = agent.tasks.get(&request.id)?;
-    super::no_execs(&request.exec_id)?;
-    let finished = container.init.finished().await.ok_or(RpcError::NoContainer)?;
+    let process = container.process(&request.exec_id)?;
+    let gone = || match process.exec {
+        None => RpcError::NoContainer,
+        Some(_) => RpcError::NoProcess { exec: request.exec_id.clone() },
+    };
+    let finished = process.finished().await.ok_or_else(gone)?;
     Ok(WaitResponse {
         exit_status: finished.exit.status,
         exited_at: Some(timestamp(finished.exit)),
