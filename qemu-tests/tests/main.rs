@@ -11,6 +11,7 @@
 //! | `exec` | further processes in a container |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
+//! | `pods` | containers that share namespaces |
 //! | `pty` | terminals in the guest |
 //! | `reaping` | orphans and grandchildren |
 //! | `room` | full filesystems |
@@ -26,6 +27,7 @@ mod events;
 mod exec;
 mod launch;
 mod lifecycle;
+mod pods;
 mod pty;
 mod reaping;
 mod room;

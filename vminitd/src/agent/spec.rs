@@ -193,6 +193,13 @@ impl Prepared {
             .any(|namespace| namespace.typ() == kind && namespace.path().is_none())
     }
 
+    /// Who the container's group 0 is outside, if it has a user namespace with a mapping.
+    pub fn root_gid(&self) -> Option<u32> {
+        let mappings = self.spec.linux().as_ref()?.gid_mappings().as_ref()?;
+        let root = mappings.iter().find(|mapping| mapping.container_id() == 0)?;
+        Some(root.host_id())
+    }
+
     /// Whether there is a terminal is the request's to say.
     pub fn set_terminal(&mut self, terminal: bool) {
         if let Some(process) = self.spec.process_mut() {

@@ -12,7 +12,7 @@ use super::console::{Console, ConsoleError};
 use super::executor::Program;
 use super::outcome::Outcome;
 use super::scratch::{Scratch, ScratchError};
-use super::{Stdio, reason};
+use super::{Stdio, reason, user_namespace};
 use crate::link::message::{Job, Launch};
 use crate::log;
 use crate::paths;
@@ -28,6 +28,8 @@ enum JobError {
     Scratch(#[from] ScratchError),
     #[error("open /dev/null")]
     Null(#[source] std::io::Error),
+    #[error("join the container's user namespace")]
+    UserNamespace(#[source] std::io::Error),
     #[error("libcontainer made a container without a process")]
     NoProcess,
 }
@@ -65,7 +67,8 @@ fn job(
         }
         Job::Exec { process, .. } => {
             let scratch = Scratch::make()?;
-            scratch.copy_state(container)?;
+            let init = scratch.copy_state(container)?;
+            user_namespace::join(init).map_err(JobError::UserNamespace)?;
             let console = if terminal { Some(Console::listen(&scratch)?) } else { None };
             let pid = builder(container, stdio, program, console.as_ref())?
                 .with_root_path(scratch.path())?

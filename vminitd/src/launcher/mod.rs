@@ -17,6 +17,7 @@ mod jobs;
 pub mod outcome;
 mod reason;
 pub mod scratch;
+mod user_namespace;
 mod vsock_filter;
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -25,6 +25,9 @@ pub enum ScratchError {
     /// The container has no state.
     #[error(transparent)]
     State(#[from] LibcontainerError),
+    /// It was never created, or its state is of no use.
+    #[error("the container's state names no process")]
+    NoProcess,
     /// The copy.
     #[error("copy the container's state")]
     Copy(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -55,8 +58,8 @@ impl Scratch {
     }
 
     /// Copies a running container's state, so that this is a root directory for libcontainer that
-    /// holds this one container.
-    pub fn copy_state(&self, container: &str) -> Result<(), ScratchError> {
+    /// holds this one container. Returns the pid of its init.
+    pub fn copy_state(&self, container: &str) -> Result<i32, ScratchError> {
         let original = Path::new(paths::LIBCONTAINER_DIR).join(container);
         let mut state = Container::load(original)?;
         if state.status() == ContainerStatus::Created {
@@ -65,7 +68,8 @@ impl Scratch {
         }
         let copy = self.0.join(container);
         std::fs::create_dir(&copy).map_err(|error| ScratchError::Make(copy.clone(), error))?;
-        state.state.save(&copy).map_err(|error| ScratchError::Copy(error.into()))
+        state.state.save(&copy).map_err(|error| ScratchError::Copy(error.into()))?;
+        state.pid().map(|pid| pid.as_raw()).ok_or(ScratchError::NoProcess)
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -93,6 +94,8 @@ struct OnDisk {
     cgroup: Cgroup,
     guard: Arc<Guard>,
     terminal: bool,
+    /// The bundle is one that we have made.
+    owns_bundle: bool,
 }
 
 /// What the config says about the launch.
@@ -192,6 +195,7 @@ impl<'a> Attempt<'a> {
             cgroup: Cgroup::at(self.agent.dirs.cgroup(&self.id)),
             guard: self.agent.guard.clone(),
             terminal: self.process.terminal,
+            owns_bundle: self.agent.dirs.owns_bundle(&self.id, &self.record.bundle),
         };
         tokio::task::spawn_blocking(move || work.run())
             .await
@@ -285,6 +289,11 @@ impl OnDisk {
         }
         prepared.set_terminal(self.terminal);
         spec::write(&self.bundle, &prepared).map_err(|error| runtime(&error))?;
+        if self.owns_bundle
+            && let Some(gid) = prepared.root_gid()
+        {
+            let_through(&self.bundle, gid).map_err(|error| RpcError::failed(&error))?;
+        }
         make::make(&self.bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
         self.cgroup
             .set_up(&self.guard, prepared.resources.as_ref())
@@ -299,6 +308,12 @@ impl OnDisk {
             poststop: prepared.poststop,
         })
     }
+}
+
+/// Root of a user namespace is somebody else outside, and has to reach its rootfs.
+fn let_through(bundle: &Path, gid: u32) -> std::io::Result<()> {
+    std::os::unix::fs::chown(bundle, None, Some(gid))?;
+    std::fs::set_permissions(bundle, std::fs::Permissions::from_mode(0o710))
 }
 
 fn options(any: Option<&Any>) -> Result<Options, RpcError> {

@@ -53,7 +53,7 @@ const REST: &[Mount] = &[
     // paid for by the agent, out of what containers cannot take.
     Mount { kind: "tmpfs", place: paths::STATE_DIR, flags: NO_SUID_DEV_EXEC, options: "mode=0755", needed: true },
     // A container's root may lie here: setuid programs and devices are its own affair.
-    Mount { kind: "tmpfs", place: paths::BUNDLES_DIR, flags: MsFlags::empty(), options: "mode=0700", needed: true },
+    Mount { kind: "tmpfs", place: paths::BUNDLES_DIR, flags: MsFlags::empty(), options: "mode=0711", needed: true },
 ];
 
 /// What programs expect beside the devices.
