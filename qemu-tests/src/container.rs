@@ -17,6 +17,7 @@ use vminitd_protocol::pb::containerd::task::v3::{
 };
 use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::CreateRequest;
+use vminitd_protocol::pb::google::protobuf::Any;
 
 use crate::vm::ROOTFS_TAG;
 use crate::{PATIENCE_S, Vm};
@@ -40,6 +41,8 @@ pub struct Wish {
     pub stderr_uri: Option<String>,
     /// `Some`: used as config.json instead of the spec.
     pub raw_config: Option<Vec<u8>>,
+    /// Runtime options of Create.
+    pub options: Option<Any>,
 }
 
 impl Wish {
@@ -57,6 +60,7 @@ impl Wish {
             stdout_uri: None,
             stderr_uri: None,
             raw_config: None,
+            options: None,
         }
     }
 
@@ -203,6 +207,7 @@ impl Vm {
             stdout: stdout_uri,
             stderr: stderr_uri,
             terminal: wish.terminal,
+            options: wish.options,
             ..Default::default()
         };
         let pid = self.guest().task().create(unlimited(), &request).await?.pid;

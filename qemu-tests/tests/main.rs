@@ -11,6 +11,9 @@
 //! | `exec` | further processes in a container |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
+//! | `oom` | containers that run out of memory |
+//! | `options` | runtime options of Create |
+//! | `pause` | Pause and Resume, also over the agent's death |
 //! | `pods` | containers that share namespaces |
 //! | `pty` | terminals in the guest |
 //! | `reaping` | orphans and grandchildren |
@@ -27,6 +30,9 @@ mod events;
 mod exec;
 mod launch;
 mod lifecycle;
+mod oom;
+mod options;
+mod pause;
 mod pods;
 mod pty;
 mod reaping;

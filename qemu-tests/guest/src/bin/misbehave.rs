@@ -32,6 +32,7 @@ const VICES: &[Vice] = &[
     ("io-uring", ": print the errno of io_uring_setup", |_| io_uring()),
     ("hang", ": sleep for ever", |_| hang()),
     ("eat-memory", "MIB: touch that much and hold it for ever", eat_memory),
+    ("uncover", ": unmount the root and print what is in /run below it", |_| uncover()),
     ("ticks", "COUNT MILLIS: print a numbered line at that pace", ticks),
 ];
 
@@ -255,6 +256,20 @@ fn eat_memory(args: &[String]) {
     // Keeps the memory alive until the test ends stdin.
     let _ = std::io::stdin().read(&mut last);
     hang();
+}
+
+fn uncover() {
+    let namespace = fs::File::open("/proc/self/ns/mnt").expect("/proc is mounted");
+    // SAFETY: a path that ends in NUL, and a descriptor that is open.
+    let results = unsafe {
+        // Entering a namespace means to be at its root.
+        let detached = libc::umount2(c"/".as_ptr(), libc::MNT_DETACH);
+        [detached, libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS)]
+    };
+    assert_eq!(results, [0, 0], "{}", std::io::Error::last_os_error());
+    for entry in fs::read_dir("/run").into_iter().flatten().flatten() {
+        println!("{}", entry.file_name().to_string_lossy());
+    }
 }
 
 fn ticks(args: &[String]) {

@@ -9,6 +9,7 @@ pub mod apply;
 pub mod devices;
 pub mod guard;
 pub mod plan;
+pub mod stats;
 
 use std::fs;
 use std::io;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxResources;
 
 use self::guard::Guard;
+use self::stats::Figures;
 use crate::paths::PROC;
 use crate::sys::async_fd::AsyncOwnedFd;
 use crate::sys::pidfd;
@@ -172,6 +174,35 @@ impl Cgroup {
         self.event("frozen").is_ok_and(|value| value == "1")
     }
 
+    /// Whether it was told to stand still, and may not have done so yet.
+    pub fn is_freezing(&self) -> bool {
+        self.read("cgroup.freeze").is_ok_and(|value| value.trim() == "1")
+    }
+
+    /// Lets the subtree run again, without waiting until it does.
+    pub fn let_run(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", "0")
+    }
+
+    /// How often the kernel killed for lack of memory in the subtree since it was made: processes,
+    /// or, where they go as a group (`memory.oom.group`), groups.
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
+        let text = self.read("memory.events")?;
+        let figures = Figures::of(&text);
+        let kills = figures.get("oom_kill");
+        let group = self.read("memory.oom.group").is_ok_and(|group| group.trim() == "1");
+        // The first of a group is counted a moment before its group is.
+        Ok(if group { figures.get("oom_group_kill").max(kills.min(1)) } else { kills })
+    }
+
+    /// One of its files, to be waited for until it changes: every change is a wake-up with
+    /// [`Interest::PRIORITY`](tokio::io::Interest::PRIORITY), and there may be others.
+    pub fn watch(&self, file: &'static str) -> Result<AsyncOwnedFd, CgroupError> {
+        fs::File::open(self.path.join(file))
+            .and_then(|file| AsyncOwnedFd::for_changes(OwnedFd::from(file)))
+            .map_err(|source| self.failed("watch", file, source))
+    }
+
     /// Returns when no process is left in the subtree.
     pub async fn wait_empty(&self, patience: Duration) -> Result<(), CgroupError> {
         self.wait_for("populated", "0", "empty", patience).await
@@ -219,8 +250,7 @@ impl Cgroup {
             return Ok(());
         }
         let failed = |source| self.failed("watch", "cgroup.events", source);
-        let file = fs::File::open(self.path.join("cgroup.events")).map_err(failed)?;
-        let watch = AsyncOwnedFd::for_changes(OwnedFd::from(file)).map_err(failed)?;
+        let watch = self.watch("cgroup.events")?;
         // Read after the registration: a change in between would not be reported again.
         while self.event(key)? != value {
             let ready = watch.ready(tokio::io::Interest::PRIORITY).await;

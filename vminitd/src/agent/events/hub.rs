@@ -257,6 +257,7 @@ events! {
     TaskDelete: TASK_DELETE,
     TaskExecAdded: TASK_EXEC_ADDED,
     TaskExecStarted: TASK_EXEC_STARTED,
+    TaskOom: TASK_OOM,
     TaskPaused: TASK_PAUSED,
     TaskResumed: TASK_RESUMED,
 }

@@ -7,20 +7,21 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 use vminitd_protocol::pb::containerd::events::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIo, TaskPaused,
-    TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIo, TaskStart,
 };
 use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
 
 use super::process::{Finished, Process};
 use super::record::{Mark, Record, RecordError, Saved};
+use super::{oom, pause};
 use crate::agent::Agent;
 use crate::agent::cgroup::{Cgroup, CgroupError};
 use crate::agent::errors::{RpcError, chain};
@@ -217,12 +218,8 @@ impl Container {
             match action {
                 Action::PublishCreate => self.publish_create(agent),
                 Action::PublishStart => self.publish_start(agent, process),
-                Action::PublishPaused => {
-                    self.publish(agent, &TaskPaused { container_id: self.id.to_string() });
-                }
-                Action::PublishResumed => {
-                    self.publish(agent, &TaskResumed { container_id: self.id.to_string() });
-                }
+                Action::PublishPaused => pause::publish(agent, self, true),
+                Action::PublishResumed => pause::publish(agent, self, false),
                 Action::Drain => self.drain(agent, process),
                 Action::PublishExit => self.release_exit(agent, process),
                 Action::Cancel => self.cancel(agent, process),
@@ -263,6 +260,17 @@ impl Container {
     ) {
         let namespace = lock(&self.record).namespace.clone();
         agent.events.publish_once(process.counters.mark(mark), &namespace, event);
+    }
+
+    /// Publishes one of what happens again and again, unless the mark says that it was.
+    pub fn publish_under<E: Published + Message>(
+        &self,
+        agent: &Agent,
+        mark: &AtomicU64,
+        event: &E,
+    ) {
+        let namespace = lock(&self.record).namespace.clone();
+        agent.events.publish_once(mark, &namespace, event);
     }
 
     fn publish_create(&self, agent: &Agent) {
@@ -345,6 +353,7 @@ impl Container {
     }
 
     fn publish_exit(&self, agent: &Agent, Exit { process, pid, exit }: Exit) {
+        oom::tell(agent, self);
         let first_time = !agent.events.was_published(process.counters.mark(Mark::Exited));
         let (stdout_bytes, stderr_bytes) = process.totals(first_time);
         if first_time {

@@ -24,6 +24,7 @@ use vminitd_protocol::pb::google::protobuf::Any;
 use super::cleanup::{self, Remains};
 use super::container::Container;
 use super::io;
+use super::oom;
 use super::process::Process;
 use super::record::{self, Counters, Habits, ProcessRecord, Record, Saved};
 use crate::agent::Agent;
@@ -60,6 +61,7 @@ pub async fn create(
             let (init, pid) = (&container.init, container.init.pid());
             debug!(container = %id, pid, "created");
             reservation.fill(container.clone());
+            container.spawn(oom::watch(agent.clone(), container.clone()));
             // The event first: whoever gets the answer may start it, and whoever watches may wait.
             container.perform(&agent, init, &attempt.actions);
             container.watch_exit(&agent, init, exit);

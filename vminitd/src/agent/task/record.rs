@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
 
+use super::series::Series;
 use crate::agent::id::ExecId;
 use crate::agent::process::lifecycle::Exited;
 use crate::agent::stdio::output::Counter;
@@ -201,6 +202,15 @@ pub enum Mark {
     Exited,
 }
 
+/// Events that a container publishes again and again, in the counters of its init.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recurring {
+    /// TaskOOM.
+    OutOfMemory,
+    /// TaskPaused and TaskResumed, in turn.
+    PausedOrResumed,
+}
+
 /// What must not be forgotten because an agent died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flag {
@@ -232,6 +242,13 @@ impl Counters {
         self.0.get(MARKS + mark as usize)
     }
 
+    /// The words of a recurring event.
+    pub fn series(&self, of: Recurring) -> Series<'_> {
+        let first = SERIES + 3 * of as usize;
+        let marks = [self.0.get(first + 1), self.0.get(first + 2)];
+        Series { count: self.0.get(first), marks }
+    }
+
     /// Whether it happened, in this agent's time or before.
     pub fn is_set(&self, flag: Flag) -> bool {
         self.0.get(FLAGS + flag as usize).load(Relaxed) != 0
@@ -247,6 +264,8 @@ impl Counters {
 const MARKS: usize = 16;
 /// Index of the first of the flags behind the marks.
 const FLAGS: usize = 32;
+/// Index of the first of the recurring events behind the flags.
+const SERIES: usize = 48;
 
 struct OneOf {
     counters: Counters,

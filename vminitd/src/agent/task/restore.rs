@@ -47,6 +47,7 @@ use super::record::{self, Counters, Habits, Mark, ProcessRecord, Record, RecordE
 use super::start::notify;
 use super::table::Reservation;
 use super::{io, kept, start_exec};
+use super::{oom, pause};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
 use crate::agent::errors::chain;
@@ -299,6 +300,7 @@ async fn rebuild(agent: &Arc<Agent>, orphan: Orphan) {
     let pid = init.launched.as_ref().map(|launched| launched.pid).or(recorded).unwrap_or(0);
     info!(container = %container.id, pid, "taken over from the agent before");
     reservation.fill(container.clone());
+    container.spawn(oom::watch(agent.clone(), container.clone()));
     let started = init.record.started;
     let (exit, slot) = (init.record.exit, resume_stdio(agent, &process, init));
     replay_init(agent, &container, started, exit.is_some(), pid, hooks_run);
@@ -362,7 +364,7 @@ fn replay_init(
             warn!(container = %container.id, "started without its poststart hooks");
         }
         events.extend([Event::StartAsked, Event::StartSent]);
-        if container.cgroup.is_frozen() {
+        if !exited && pause::is_paused(agent, container) {
             events.extend([Event::PauseAsked, Event::Froze]);
         }
     }

@@ -19,7 +19,7 @@ use vminitd_protocol::pb::google::protobuf::Empty;
 
 use super::{
     close_io, connect, create, delete, exec, kill, pause, pids, resize_pty, shutdown, start, state,
-    update, wait,
+    stats, update, wait,
 };
 use crate::agent::Agent;
 use crate::agent::errors::RpcError;
@@ -186,9 +186,7 @@ macro_rules! serve {
                 _: &TtrpcContext,
                 request: StatsRequest,
             ) -> ttrpc::Result<StatsResponse> {
-                let known = self.0.tasks.get(&request.id).map(drop);
-                let refusal = RpcError::Unimplemented("stats".to_owned());
-                with_its_call(at_once(known.and(Err(refusal)))).await
+                with_its_call(stats::stats(self.0.clone(), request)).await
             }
 
             async fn connect(
