@@ -89,8 +89,11 @@ fn close_io_ends_stdin_behind_what_was_sent_and_may_be_repeated() {
 }
 
 #[test]
-fn program_without_stdin_reads_an_empty_file() {
+fn stdio_that_goes_nowhere_reads_as_empty_and_takes_everything() {
     vm_test(async |vm| {
+        let mut wish = Wish::sh("echo out && echo err >&2 && exit 5");
+        (wish.stdout_uri, wish.stderr_uri) = (Some(String::new()), Some(String::new()));
+        assert_eq!(vm.run("nowhere", wish).await.status, 5);
         let exit = vm.run("null", Wish::sh("cat; readlink /proc/self/fd/0")).await;
         assert_eq!((exit.status, exit.text()), (0, "/dev/null\n".to_owned()));
     });

@@ -10,14 +10,17 @@
 //! may stay in `created` for hours, and shall hold nothing of ours meanwhile.
 
 use std::ffi::CString;
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::sys::stat::{fstat, makedev};
 use nix::unistd::{AccessFlags, access};
 
+use crate::paths;
 use crate::sys::descriptors;
 
 /// See the module.
@@ -35,6 +38,7 @@ impl Executor for Program {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        open_null_for_writing();
         let path = find(spec).map_err(ExecutorError::Other)?;
         let text = |text: &str| CString::new(text).map_err(|_| ExecutorError::InvalidArg);
         let arguments =
@@ -43,6 +47,26 @@ impl Executor for Program {
             .map_err(|_| ExecutorError::InvalidArg)?;
         let Err(errno) = nix::unistd::execv(&program, &arguments);
         Err(ExecutorError::Other(format!("exec {path:?}: {}", errno.desc())))
+    }
+}
+
+/// libcontainer opens /dev/null anew in the container, so that nothing leads to the guest's, but for
+/// reading only: who writes to a stdout that goes nowhere would get an error.
+fn open_null_for_writing() {
+    let Ok(null) = File::options().read(true).write(true).open(paths::NULL) else { return };
+    let is_null = |number| {
+        fstat(number).is_ok_and(|stat| {
+            stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == makedev(1, 3)
+        })
+    };
+    if !is_null(null.as_raw_fd()) {
+        return;
+    }
+    for number in 0..=2 {
+        if is_null(number) {
+            // At worst it stays as it is.
+            let _ = descriptors::install(null.as_fd(), number);
+        }
     }
 }
 
