@@ -35,6 +35,8 @@ pub struct Wish {
     pub files: Vec<(String, Vec<u8>)>,
     /// The rootfs's mounts; `None`: the shared busybox below a tmpfs.
     pub mounts: Option<Vec<Mount>>,
+    /// Where stdin comes from, when the test itself has opened that.
+    pub stdin_uri: Option<String>,
     /// Where stdout goes; `None`: a stream that the harness reads.
     pub stdout_uri: Option<String>,
     /// Where stderr goes; likewise.
@@ -54,6 +56,7 @@ impl Wish {
         Self {
             spec,
             stdin: false,
+            stdin_uri: None,
             terminal: false,
             files: Vec::new(),
             mounts: None,
@@ -203,7 +206,10 @@ impl Vm {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             rootfs: wish.mounts.unwrap_or_else(|| shared_rootfs(ROOTFS_TAG, bundle)),
-            stdin: stdin.as_ref().map_or_else(String::new, |_| format!("stream://{id}-stdin")),
+            stdin: match &stdin {
+                Some(_) => format!("stream://{id}-stdin"),
+                None => wish.stdin_uri.unwrap_or_default(),
+            },
             stdout: stdout_uri,
             stderr: stderr_uri,
             terminal: wish.terminal,

@@ -16,6 +16,7 @@
 //! | `pause` | Pause and Resume, also over the agent's death |
 //! | `pods` | containers that share namespaces |
 //! | `pty` | terminals in the guest |
+//! | `reattach` | streams that are lost and replaced |
 //! | `reaping` | orphans and grandchildren |
 //! | `room` | full filesystems |
 //! | `stdio` | bytes, their order and their ends |
@@ -36,6 +37,7 @@ mod pause;
 mod pods;
 mod pty;
 mod reaping;
+mod reattach;
 mod room;
 mod stdio;
 mod wire;

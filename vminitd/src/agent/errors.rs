@@ -61,6 +61,9 @@ pub enum RpcError {
     /// A limit of ours was met.
     #[error("{0}: resource exhausted")]
     Exhausted(String),
+    /// A stream cannot take the place of what is none.
+    #[error("{0} of the process is no stream: failed precondition")]
+    NotAStream(String),
     /// The events that a subscriber wants to go on with are no longer there.
     #[error("events before {oldest} are gone: out of range")]
     EventsGone {
@@ -104,6 +107,7 @@ impl RpcError {
             Self::ShuttingDown => Code::UNAVAILABLE,
             Self::Exhausted(_) => Code::RESOURCE_EXHAUSTED,
             Self::EventsGone { .. } => Code::OUT_OF_RANGE,
+            Self::NotAStream(_) => Code::FAILED_PRECONDITION,
         }
     }
 }
@@ -226,6 +230,11 @@ mod tests {
                 RpcError::Exhausted("64 streams are open".into()),
                 Code::RESOURCE_EXHAUSTED,
                 "64 streams are open: resource exhausted",
+            ),
+            (
+                RpcError::NotAStream("stdin".into()),
+                Code::FAILED_PRECONDITION,
+                "stdin of the process is no stream: failed precondition",
             ),
             (
                 RpcError::EventsGone { oldest: 17 },

@@ -13,6 +13,7 @@ use crate::agent::{Agent, bundle, events, system, task};
 pub fn services(agent: &Arc<Agent>, gone: &Gone) -> Services {
     let mut services = unbuilt::services();
     services.extend(task::service::services(agent));
+    services.extend(task::streams_service::services(agent));
     services.extend(bundle::service::services(agent));
     services.extend(system::services(agent));
     services.extend(events::service::services(&agent.events, gone));

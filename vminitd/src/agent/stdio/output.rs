@@ -2,8 +2,10 @@
 //!
 //! Owns: the read end of the pipe, and while it feeds it, the sink.
 //! Promises: bytes arrive in the order in which they were written; the count is what has left the
-//! pipe; a sink that breaks never blocks the process, from then on its output is discarded (the
-//! host has gone away, and a process that writes to nobody is to go on as with /dev/null).
+//! pipe; the sink can be changed at any time, and no byte is lost between the two or told twice; one
+//! that breaks never blocks the process, from then on its output is discarded (the host has gone
+//! away, and a process that writes to nobody is to go on as with /dev/null), unless the host has
+//! said that it will come back ([`Loss::Keep`]).
 //! Never: holds a byte in memory, or closes the sink's socket (Delete does).
 
 use std::fs::OpenOptions;
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
 use super::end::{End, move_some};
@@ -22,31 +24,46 @@ use crate::paths;
 use crate::sys::splice::readable_bytes;
 use crate::sys::stream_socket::shutdown_write;
 
+/// What becomes of a process's stdio while the stream behind it is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loss {
+    /// Output is discarded, input ends.
+    #[default]
+    Discard,
+    /// Everything stays where it is until another stream is attached.
+    Keep,
+}
+
 /// Where output goes.
 #[derive(Debug)]
 pub enum Sink {
-    /// A stream of the host: half-closed at the output's end, closed by Delete.
-    Stream(Arc<End>),
+    /// A stream of the host: half-closed at the output's end, closed by Delete. None when it is lost
+    /// already.
+    Stream(Option<Arc<End>>, Loss),
     /// A file or named pipe, closed at the output's end.
     File(End),
 }
 
 impl Sink {
-    fn end(&self) -> &End {
+    fn end(&self) -> Option<&End> {
         match self {
-            Self::Stream(end) => end,
-            Self::File(end) => end,
+            Self::Stream(end, _) => end.as_deref(),
+            Self::File(end) => Some(end),
         }
     }
 
-    fn done(self) {
+    fn loss(&self) -> Loss {
         match self {
-            Self::Stream(end) => {
-                if let Err(error) = shutdown_write(end.as_fd()) {
-                    debug!(%error, "half-close of a stream failed: the host has gone");
-                }
-            }
-            Self::File(end) => drop(end),
+            Self::Stream(_, loss) => *loss,
+            Self::File(_) => Loss::Discard,
+        }
+    }
+
+    fn done(&self) {
+        if let Self::Stream(Some(end), _) = self
+            && let Err(error) = shutdown_write(end.as_fd())
+        {
+            debug!(%error, "half-close of a stream failed: the host has gone");
         }
     }
 }
@@ -66,6 +83,7 @@ impl Counter for AtomicU64 {
 /// One output of a process. [`Output::run`] moves; the rest may be asked meanwhile.
 pub struct Output {
     pipe: End,
+    sink: watch::Sender<Arc<Sink>>,
     counter: Arc<dyn Counter>,
     /// Every writer has closed and the sink has all of it.
     ended: AtomicBool,
@@ -74,10 +92,11 @@ pub struct Output {
 }
 
 impl Output {
-    /// Takes the pipe's read end over.
-    pub fn new(pipe: OwnedFd, counter: Arc<dyn Counter>) -> io::Result<Arc<Self>> {
+    /// Takes the pipe's read end over, and where it goes to at first.
+    pub fn new(pipe: OwnedFd, sink: Sink, counter: Arc<dyn Counter>) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             pipe: End::new(pipe)?,
+            sink: watch::Sender::new(Arc::new(sink)),
             counter,
             ended: AtomicBool::new(false),
             progress: Notify::new(),
@@ -85,16 +104,53 @@ impl Output {
     }
 
     /// Moves until every writer has closed; then ends the sink.
-    pub async fn run(self: Arc<Self>, sink: Sink) {
-        if let Err(error) = self.feed(sink.end()).await {
-            debug!(%error, "a process's output has no reader any more: discarding");
-            if let Err(error) = self.discard().await {
-                warn!(%error, "a process's output cannot be discarded");
+    pub async fn run(self: Arc<Self>) {
+        let mut sinks = self.sink.subscribe();
+        loop {
+            let sink = sinks.borrow_and_update().clone();
+            tokio::select! {
+                // First, so that nothing more goes to a sink that was replaced. The sender is in
+                // `self`.
+                biased;
+                _ = sinks.changed() => {}
+                () = self.fill(&sink) => {
+                    self.ended.store(true, Ordering::Relaxed);
+                    self.progress.notify_waiters();
+                    sink.done();
+                    return;
+                }
             }
         }
-        sink.done();
-        self.ended.store(true, Ordering::Relaxed);
-        self.progress.notify_waiters();
+    }
+
+    /// From now on output goes there. What is in the old sink stays there; the old sink is let go as
+    /// soon as the task of [`Self::run`] has its turn.
+    pub fn attach(&self, sink: Sink) {
+        if self.ended.load(Ordering::Relaxed) {
+            sink.done();
+        }
+        self.sink.send_replace(Arc::new(sink));
+    }
+
+    /// Moves until every writer has closed.
+    async fn fill(&self, sink: &Sink) {
+        let fed = match sink.end() {
+            Some(end) => self.feed(end).await,
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        let Err(error) = fed else { return };
+        match sink.loss() {
+            Loss::Keep => {
+                debug!(%error, "a process's output waits for another stream");
+                std::future::pending().await
+            }
+            Loss::Discard => {
+                debug!(%error, "a process's output has no reader any more: discarding");
+                if let Err(error) = self.discard().await {
+                    warn!(%error, "a process's output cannot be discarded");
+                }
+            }
+        }
     }
 
     /// Bytes that have left the pipe.
@@ -168,9 +224,13 @@ mod tests {
         builder.enable_all().build().unwrap().block_on(future)
     }
 
-    fn output() -> (Arc<Output>, std::fs::File) {
+    fn output_to(sink: Sink) -> (Arc<Output>, std::fs::File) {
         let (read, write) = pipe().unwrap();
-        (Output::new(read, Arc::new(AtomicU64::new(0))).unwrap(), write.into())
+        (Output::new(read, sink, Arc::new(AtomicU64::new(0))).unwrap(), write.into())
+    }
+
+    fn output(end: Arc<End>) -> (Arc<Output>, std::fs::File) {
+        output_to(Sink::Stream(Some(end), Loss::Discard))
     }
 
     fn stream() -> (Arc<End>, UnixStream) {
@@ -182,9 +242,9 @@ mod tests {
     #[test]
     fn end_of_output_half_closes_the_stream_and_leaves_its_other_direction() {
         block_on(async {
-            let (output, mut write) = output();
             let (end, mut host) = stream();
-            let pump = tokio::spawn(output.clone().run(Sink::Stream(end.clone())));
+            let (output, mut write) = output(end.clone());
+            let pump = tokio::spawn(output.clone().run());
             write.write_all(b"bye").unwrap();
             drop(write);
             pump.await.unwrap();
@@ -199,10 +259,10 @@ mod tests {
     #[test]
     fn output_goes_on_when_the_host_has_gone_away() {
         block_on(async {
-            let (output, mut write) = output();
             let (end, host) = stream();
+            let (output, mut write) = output(end.clone());
             drop(host);
-            let pump = tokio::spawn(output.clone().run(Sink::Stream(end)));
+            let pump = tokio::spawn(output.clone().run());
             let writer = tokio::task::spawn_blocking(move || write.write_all(&vec![1; 1 << 20]));
             writer.await.unwrap().unwrap();
             pump.await.unwrap();
@@ -213,10 +273,10 @@ mod tests {
     #[test]
     fn hand_over_waits_for_what_was_written_and_not_for_the_pipes_end() {
         block_on(async {
-            let (output, mut write) = output();
-            write.write_all(&[5; 3000]).unwrap();
             let (end, mut host) = stream();
-            tokio::spawn(output.clone().run(Sink::Stream(end)));
+            let (output, mut write) = output(end.clone());
+            write.write_all(&[5; 3000]).unwrap();
+            tokio::spawn(output.clone().run());
             assert!(output.hand_over(Duration::from_secs(10)).await);
             assert_eq!(output.moved(), 3000);
             let mut got = [0; 3000];
@@ -228,9 +288,9 @@ mod tests {
     #[test]
     fn hand_over_gives_up_without_progress_and_not_while_there_is_some() {
         block_on(async {
-            let (output, mut write) = output();
             let (end, mut host) = stream();
-            tokio::spawn(output.clone().run(Sink::Stream(end)));
+            let (output, mut write) = output(end.clone());
+            tokio::spawn(output.clone().run());
             // More than the socket takes, so that the rest stays in the pipe.
             let writer = tokio::task::spawn_blocking(move || {
                 write.write_all(&vec![1; 1 << 20]).unwrap();
@@ -249,5 +309,139 @@ mod tests {
             assert_eq!(output.moved(), 1 << 20);
             slow_host.join().unwrap();
         });
+    }
+
+    #[test]
+    fn output_without_its_stream_waits_for_another_and_loses_nothing() {
+        block_on(async {
+            let (end, host) = stream();
+            let (output, mut write) = output_to(Sink::Stream(Some(end), Loss::Keep));
+            let pump = tokio::spawn(output.clone().run());
+            write.write_all(b"first").unwrap();
+            assert!(output.hand_over(Duration::from_secs(10)).await);
+            drop(host);
+            let sent: Vec<u8> = (0..300_000u32).map(|n| n.to_le_bytes()[1]).collect();
+            let expected = sent.clone();
+            let writer = tokio::task::spawn_blocking(move || write.write_all(&sent));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(!writer.is_finished(), "the process waits");
+            assert_eq!(output.moved(), 5);
+            let (end, mut host) = stream();
+            output.attach(Sink::Stream(Some(end), Loss::Keep));
+            let reader = tokio::task::spawn_blocking(move || {
+                let mut got = Vec::new();
+                host.read_to_end(&mut got).unwrap();
+                got
+            });
+            writer.await.unwrap().unwrap();
+            pump.await.unwrap();
+            assert!(reader.await.unwrap() == expected);
+            assert_eq!(output.moved(), 5 + 300_000);
+        });
+    }
+
+    #[test]
+    fn stream_attached_behind_the_end_is_told_the_end() {
+        block_on(async {
+            let (output, write) = output_to(Sink::Stream(None, Loss::Discard));
+            drop(write);
+            output.clone().run().await;
+            let (end, mut host) = stream();
+            output.attach(Sink::Stream(Some(end), Loss::Discard));
+            assert_eq!(host.read(&mut [0]).unwrap(), 0);
+        });
+    }
+
+    /// What happens to an output between two moments.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Write(usize),
+        Break,
+        Attach,
+        Turn,
+    }
+
+    fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
+        use proptest::prelude::*;
+        let step = prop_oneof![
+            4 => (1..20_000usize).prop_map(Step::Write),
+            1 => Just(Step::Break),
+            2 => Just(Step::Attach),
+            3 => Just(Step::Turn),
+        ];
+        proptest::collection::vec(step, 0..30)
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+        /// The model: one sequence of bytes. Each stream gets a piece of it, and the pieces join: a
+        /// stream that is not broken has all of its piece, of a broken one the count tells how far
+        /// it went.
+        #[test]
+        fn streams_that_come_and_go_get_each_byte_once(script in steps()) {
+            block_on(async {
+                let (read, write) = pipe().unwrap();
+                let mut write = std::fs::File::from(write);
+                let (end, host) = stream();
+                let first = Sink::Stream(Some(end), Loss::Keep);
+                let output = Output::new(read, first, Arc::new(AtomicU64::new(0))).unwrap();
+                let pump = tokio::spawn(output.clone().run());
+                let mut host = Some(host);
+                let (mut written, mut begins) = (Vec::<u8>::new(), 0u64);
+                let check = |mut host: UnixStream, written: &[u8], from: u64, to: u64| {
+                    host.set_nonblocking(true).unwrap();
+                    let (mut got, mut chunk) = (Vec::new(), [0; 1 << 16]);
+                    while let Ok(bytes @ 1..) = host.read(&mut chunk) {
+                        got.extend_from_slice(&chunk[..bytes]);
+                    }
+                    assert!(got == written[from as usize..to as usize], "{from}..{to}");
+                };
+                for step in script.into_iter().chain([Step::Attach, Step::Turn]) {
+                    match step {
+                        // Never more than the pipe holds, so that the test needs no threads.
+                        Step::Write(bytes)
+                            if written.len() as u64 - output.moved() + (bytes as u64) < 60_000 =>
+                        {
+                            let piece: Vec<u8> = (0..bytes)
+                                .map(|at| ((written.len() + at) as u32).to_le_bytes()[1])
+                                .collect();
+                            write.write_all(&piece).unwrap();
+                            written.extend(piece);
+                        }
+                        Step::Write(_) => {}
+                        Step::Break => {
+                            if let Some(host) = host.take() {
+                                check(host, &written, begins, output.moved());
+                                begins = output.moved();
+                            }
+                        }
+                        Step::Attach => {
+                            let moved = output.moved();
+                            if let Some(host) = host.take() {
+                                check(host, &written, begins, moved);
+                            }
+                            let (end, other) = stream();
+                            output.attach(Sink::Stream(Some(end), Loss::Keep));
+                            (host, begins) = (Some(other), moved);
+                        }
+                        Step::Turn => {
+                            for _ in 0..50 {
+                                tokio::task::yield_now().await;
+                            }
+                        }
+                    }
+                }
+                drop(write);
+                let host = host.take().unwrap();
+                let reader = tokio::task::spawn_blocking(move || {
+                    let (mut host, mut got) = (host, Vec::new());
+                    host.read_to_end(&mut got).unwrap();
+                    got
+                });
+                pump.await.unwrap();
+                assert!(reader.await.unwrap() == written[begins as usize..]);
+            });
+        }
     }
 }

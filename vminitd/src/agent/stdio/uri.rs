@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use vminitd_protocol::handshake::StreamId;
 
+use super::output::Loss;
 use crate::agent::errors::RpcError;
 
 /// One end of a process's stdio.
@@ -14,8 +15,9 @@ use crate::agent::errors::RpcError;
 pub enum Uri {
     /// `""`: /dev/null.
     Null,
-    /// `stream://ID`: a stream that the host opened on the stream port.
-    Stream(StreamId),
+    /// `stream://ID`: a stream that the host opened on the stream port. `stream+keep://ID`: the same,
+    /// of a host that comes back when it is lost.
+    Stream(StreamId, Loss),
     /// A bare path or `fifo:PATH`: a named pipe in the guest.
     Fifo(PathBuf),
     /// `file:PATH`: a file in the guest, written at its end.
@@ -35,18 +37,31 @@ impl Uri {
             return Err(RpcError::Invalid(format!("stdio path {text:?} is not absolute")));
         };
         match scheme {
-            "stream" => {
-                let id = rest.strip_prefix("//").unwrap_or(rest);
-                StreamId::try_from(id.to_owned())
-                    .map(Self::Stream)
-                    .map_err(|error| RpcError::invalid(&error))
-            }
+            "stream" => stream(rest, Loss::Discard),
+            KEEP => stream(rest, Loss::Keep),
             "fifo" => path(rest).map(Self::Fifo),
             "file" => path(rest).map(Self::File),
             _ => Err(RpcError::Scheme(scheme.to_owned())),
         }
     }
 }
+
+fn stream(rest: &str, loss: Loss) -> Result<Uri, RpcError> {
+    let id = rest.strip_prefix("//").unwrap_or(rest);
+    let id = StreamId::try_from(id.to_owned()).map_err(|error| RpcError::invalid(&error))?;
+    Ok(Uri::Stream(id, loss))
+}
+
+/// The URI of a stream, as a request would have it.
+pub fn of_stream(id: &StreamId, loss: Loss) -> String {
+    match loss {
+        Loss::Discard => format!("stream://{id}"),
+        Loss::Keep => format!("{KEEP}://{id}"),
+    }
+}
+
+/// The scheme of a stream whose host may come back.
+const KEEP: &str = "stream+keep";
 
 /// `///path`, `//path` and `/path` all occur.
 fn path(rest: &str) -> Result<PathBuf, RpcError> {
@@ -65,7 +80,10 @@ mod tests {
     fn each_kind_is_told_from_the_others() {
         let stream = StreamId::try_from("c1-stdout".to_owned()).unwrap();
         assert_eq!(Uri::parse("").unwrap(), Uri::Null);
-        assert_eq!(Uri::parse("stream://c1-stdout").unwrap(), Uri::Stream(stream));
+        for loss in [Loss::Discard, Loss::Keep] {
+            let uri = Uri::Stream(stream.clone(), loss);
+            assert_eq!(Uri::parse(&of_stream(&stream, loss)).unwrap(), uri);
+        }
         for text in ["/a/b", "fifo:///a/b", "fifo:/a/b"] {
             assert_eq!(Uri::parse(text).unwrap(), Uri::Fifo("/a/b".into()), "{text}");
         }

@@ -19,7 +19,7 @@ use vminitd_protocol::handshake::StreamId;
 
 use super::end::End;
 use super::input::Source;
-use super::output::Sink;
+use super::output::{Loss, Sink};
 use super::uri::Uri;
 use crate::agent::errors::RpcError;
 use crate::link::message::FdRole;
@@ -110,7 +110,7 @@ impl Uris {
     pub fn streams(&self) -> Vec<StreamId> {
         let mut ids = Vec::new();
         for uri in [&self.stdin, &self.stdout, &self.stderr] {
-            if let Uri::Stream(id) = uri
+            if let Uri::Stream(id, _) = uri
                 && !ids.contains(id)
             {
                 ids.push(id.clone());
@@ -167,8 +167,11 @@ impl Uris {
     }
 
     /// stdout and stderr are one: one pipe, so that the order of the process's writes is kept.
-    fn merged(&self) -> bool {
-        self.stdout == self.stderr
+    pub fn merged(&self) -> bool {
+        match (&self.stdout, &self.stderr) {
+            (Uri::Stream(stdout, _), Uri::Stream(stderr, _)) => stdout == stderr,
+            (stdout, stderr) => stdout == stderr,
+        }
     }
 }
 
@@ -220,7 +223,9 @@ fn open_source(
 ) -> Result<Option<Source>, WiringError> {
     let path = match uri {
         Uri::Null => return Ok(None),
-        Uri::Stream(id) => return Ok(claimed.get(id).cloned().map(Source::Stream)),
+        Uri::Stream(id, loss) => {
+            return Ok(Some(Source::Stream(claimed.get(id).cloned(), *loss)));
+        }
         Uri::Fifo(path) | Uri::File(path) => path,
     };
     let file = open(path, OpenOptions::new().read(true))?;
@@ -228,7 +233,7 @@ fn open_source(
     // A path may name a file whatever the URI says.
     Ok(Some(match *end {
         End::Polled(_) => Source::Fifo(end),
-        End::Plain(_) => Source::Stream(end),
+        End::Plain(_) => Source::Stream(Some(end), Loss::Discard),
     }))
 }
 
@@ -238,7 +243,7 @@ fn open_sink(
 ) -> Result<Option<Sink>, WiringError> {
     match uri {
         Uri::Null => Ok(None),
-        Uri::Stream(id) => Ok(claimed.get(id).cloned().map(Sink::Stream)),
+        Uri::Stream(id, loss) => Ok(Some(Sink::Stream(claimed.get(id).cloned(), *loss))),
         Uri::Fifo(path) => {
             // Read-write: opening does not wait for a reader, and one that leaves breaks nothing.
             let file = open(path, OpenOptions::new().read(true).write(true))?;
@@ -289,7 +294,7 @@ mod tests {
 
     #[test]
     fn equal_uris_for_stdout_and_stderr_are_one_pipe_that_keeps_the_order() {
-        let uris = Uris::parse("", "stream://a", "stream://a").unwrap();
+        let uris = Uris::parse("", "stream://a", "stream+keep://a").unwrap();
         let (pipes, fds) = uris.make_pipes(Owner::default()).unwrap();
         for role in [FdRole::Stdout, FdRole::Stderr, FdRole::Stdout] {
             let (_, fd) = fds.iter().find(|(other, _)| *other == role).expect("both are there");
@@ -336,8 +341,8 @@ mod tests {
                 File::from(fd).write_all(b"after\n").unwrap();
             }
             let counter = Arc::new(std::sync::atomic::AtomicU64::new(0));
-            let output = super::super::output::Output::new(pipes.stdout.take().unwrap(), counter);
-            output.unwrap().run(ends.stdout.unwrap()).await;
+            let (pipe, sink) = (pipes.stdout.take().unwrap(), ends.stdout.unwrap());
+            super::super::output::Output::new(pipe, sink, counter).unwrap().run().await;
         });
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "before\nafter\n");
     }

@@ -20,7 +20,7 @@ use super::record::{Count, Flag, ProcessRecord};
 use crate::agent::Agent;
 use crate::agent::errors::RpcError;
 use crate::agent::stdio::end::End;
-use crate::agent::stdio::input;
+use crate::agent::stdio::input::Input;
 use crate::agent::stdio::output::{Output, Sink};
 use crate::agent::stdio::terminal::Terminal;
 use crate::agent::stdio::uri::Uri;
@@ -92,7 +92,7 @@ pub fn claim(
 pub fn claim_leftovers(agent: &Agent, record: &ProcessRecord) -> HashMap<StreamId, Arc<End>> {
     let mut claimed = HashMap::new();
     for uri in [&record.stdin, &record.stdout, &record.stderr] {
-        let Ok(Uri::Stream(id)) = Uri::parse(uri) else { continue };
+        let Ok(Uri::Stream(id, _)) = Uri::parse(uri) else { continue };
         if let Some(end) = agent.streams.claim(&id) {
             claimed.insert(id, end);
         }
@@ -117,11 +117,14 @@ pub fn start(
     let stdout = move_output(process, pipes.stdout, ends.stdout, Count::Stdout)?;
     let stderr = move_output(process, pipes.stderr, ends.stderr, Count::Stderr)?;
     let closing = watch::Sender::new(process.counters.is_set(Flag::StdinClosing));
+    let mut stdin = None;
     if let (Some(pipe), Some(source)) = (pipes.stdin, ends.stdin) {
+        let input = Input::new(source, process.counters.counter(Count::Stdin));
+        stdin = Some(input.clone());
         let (pipe, closing) = (End::new(pipe)?, closing.subscribe());
         let (agent, target) = (agent.clone(), process.target.clone());
         process.spawn(async move {
-            input::run(&source, &pipe, closing, agent.profile.close_io).await;
+            input.run(&pipe, closing, agent.profile.close_io).await;
             // init has a copy of the write end: stdin ends when that is closed too.
             if let Err(error) = agent.init.release(kept::stdin(&target)).await {
                 warn!(container = target.container, %error, "stdin cannot be closed");
@@ -129,7 +132,7 @@ pub fn start(
             drop(pipe);
         });
     }
-    process.set_io(Io { stdout, stderr, terminal, closing });
+    process.set_io(Io { stdin, stdout, stderr, terminal, closing });
     Ok(())
 }
 
@@ -145,8 +148,8 @@ fn move_output(
         // A terminal whose output nobody wants.
         None => Sink::File(End::new(OpenOptions::new().write(true).open(paths::NULL)?.into())?),
     };
-    let output = Output::new(pipe, process.counters.counter(count))?;
-    process.spawn(output.clone().run(sink));
+    let output = Output::new(pipe, sink, process.counters.counter(count))?;
+    process.spawn(output.clone().run());
     Ok(Some(output))
 }
 

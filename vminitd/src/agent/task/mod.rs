@@ -1,10 +1,12 @@
 //! containerd's Task API: an RPC a file.
 //!
-//! [`service`] routes calls to `create`, `start` and so on, under both of the API's versions.
+//! [`service`] routes calls to `create`, `start` and so on, under both of the API's versions; [`streams_service`] is
+//! ours beside it.
 //! [`container`] and [`process`] are what they work on, found in [`table`]; [`record`] is what of
 //! them outlives the agent, [`restore`] rebuilds them from it; [`cleanup`] removes what a container
 //! leaves, for Delete, for a Create that failed, and for one whose agent died.
 
+pub mod attach;
 pub mod cleanup;
 pub mod close_io;
 pub mod connect;
@@ -29,6 +31,7 @@ pub mod start;
 pub mod start_exec;
 pub mod state;
 pub mod stats;
+pub mod streams_service;
 pub mod table;
 pub mod update;
 pub mod wait;

@@ -25,6 +25,7 @@ use crate::agent::init_client::{ExitSlot, Launched};
 use crate::agent::lock;
 use crate::agent::process::lifecycle::{Action, Event, Exited, Refusal, State, step};
 use crate::agent::stdio::end::End;
+use crate::agent::stdio::input::Input;
 use crate::agent::stdio::output::Output;
 use crate::agent::stdio::terminal::Terminal;
 use crate::limits::DRAIN_PATIENCE;
@@ -76,6 +77,8 @@ struct Handle {
 
 /// A process's stdio while it moves.
 pub struct Io {
+    /// Its stdin, unless that is /dev/null or has ended in another agent's time.
+    pub stdin: Option<Arc<Input>>,
     /// Its stdout, unless that is /dev/null.
     pub stdout: Option<Arc<Output>>,
     /// Its stderr, unless that is /dev/null.
@@ -179,6 +182,22 @@ impl Process {
     /// It has claimed these streams.
     pub fn set_streams(&self, streams: HashMap<StreamId, Arc<End>>) {
         *lock(&self.streams) = streams;
+    }
+
+    /// Claims more streams, and lets go of those that nothing names any more; they are returned.
+    pub fn change_streams(
+        &self,
+        more: HashMap<StreamId, Arc<End>>,
+        named: &[StreamId],
+    ) -> HashMap<StreamId, Arc<End>> {
+        let mut streams = lock(&self.streams);
+        streams.extend(more);
+        streams.extract_if(|id, _| !named.contains(id)).collect()
+    }
+
+    /// Its stdio, once it moves.
+    pub fn io(&self) -> Option<&Io> {
+        self.io.get()
     }
 
     /// Takes the streams, for closing.

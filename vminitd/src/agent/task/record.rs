@@ -188,6 +188,8 @@ pub enum Count {
     StdoutAtExit,
     /// The same of stderr.
     StderrAtExit,
+    /// Bytes that have come into the pipe of stdin.
+    Stdin,
 }
 
 /// An event that is published once in a process's life, whichever agent does it: where
