@@ -4,6 +4,7 @@
 # apt configuration of our own (source list, lists), so that the machine's sources stay as they are.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/apt-mirror.sh"
 
 OLDEST=8.2
 PACKAGES=(qemu-system-x86 seabios)
@@ -13,20 +14,6 @@ at_least() { [[ $(printf '%s\n%s\n' "$OLDEST" "$1" | sort -V | head -n 1) == "$O
 installed_version() { qemu-system-x86_64 --version 2>/dev/null | sed -nE '1s/.*version ([0-9.]+).*/\1/p'; }
 
 apt_version() { LC_ALL=C apt-cache policy "${PACKAGES[0]}" 2>/dev/null | sed -nE 's/^ *Candidate: (.*:)?([0-9.]+).*/\2/p'; }
-
-# The machine's own mirror, and the key it trusts that mirror by.
-own_mirror() {
-    # shellcheck disable=SC2016 # apt's own variables
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
-        awk -v release="$1" '$2 == release { print $1; exit }'
-}
-own_keyring() {
-    local key
-    key=$(grep -hrsE "^Signed-By: .*debian-archive" /etc/apt/sources.list.d | sed 's/^Signed-By: //;q')
-    for key in "$key" /usr/share/keyrings/debian-archive-keyring.gpg; do
-        [[ -n $key && -e $key ]] && echo "$key" && return
-    done
-}
 
 install_from_backports() {
     local codename=$1 mirror keyring state=$CACHE/apt-backports options

@@ -19,6 +19,7 @@ use clap::{
 use initramfs::{
     Tree, TreeError,
     compress::{Compression, LevelError, Method},
+    erofs::{self, ErofsError},
     newc::{self, NewcError},
 };
 
@@ -29,12 +30,16 @@ Packs a program into an initramfs that a Linux kernel boots from.
 
 The image holds the program as /init (0755), the directories /dev /etc /proc /root /run /sys /tmp /var, the nodes /dev/console \
 and /dev/null, and nothing else but what --add names. It is a newc archive, sorted, all of it owned by root and dated 0, so the \
-same files give the same bytes, whoever packs them and when. The program must be static: the image has no loader.";
+same files give the same bytes, whoever packs them and when. The program must be static: the image has no loader.
+
+With --format erofs it is a read-only filesystem for a disk instead, with the program as /sbin/vminitd; the kernel takes it with \
+root=/dev/vda rootfstype=erofs ro init=/sbin/vminitd.";
 
 const EXAMPLES: &str = "\
 Examples:
   initramfs --init target/guest/vminitd -o initramfs.cpio.zst
   initramfs --init vminitd --add rootfs:/srv/rootfs --add motd:/etc/motd -o test.cpio.zst
+  initramfs --init vminitd --format erofs -o root.erofs
   initramfs --init vminitd --compress none -o initramfs.cpio && cpio -tv <initramfs.cpio";
 
 #[derive(Parser)]
@@ -52,9 +57,13 @@ struct Arguments {
     #[arg(long, value_name = "SRC:DEST", value_parser = OsStringValueParser::new().try_map(Addition::parse))]
     add: Vec<Addition>,
 
-    /// How to compress
-    #[arg(long, value_name = "HOW", default_value = "zstd")]
-    compress: How,
+    /// What to write
+    #[arg(long, value_name = "FORMAT", default_value = "newc")]
+    format: Format,
+
+    /// How to compress a newc archive [default: zstd]
+    #[arg(long, value_name = "HOW")]
+    compress: Option<How>,
 
     /// How hard: 0-9 for gzip [default: 9], 1-22 for zstd [default: 19]; unpacking takes the same time
     #[arg(long, value_name = "N")]
@@ -63,6 +72,14 @@ struct Arguments {
     /// The file to write; one that is there is replaced when all went well
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// An archive that the kernel unpacks: an initramfs
+    Newc,
+    /// A read-only filesystem; needs mkfs.erofs (erofs-utils 1.5 or later)
+    Erofs,
 }
 
 /// One `--add`.
@@ -83,6 +100,10 @@ enum Error {
     Level(#[from] LevelError),
     #[error(transparent)]
     Newc(#[from] NewcError),
+    #[error(transparent)]
+    Erofs(#[from] ErofsError),
+    #[error("--compress and --level are for newc archives; leave them out with --format erofs")]
+    ErofsCompressed,
     #[error("cannot write {}", path.display())]
     Output {
         path: PathBuf,
@@ -102,8 +123,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Error> {
-    let method = Method::new(arguments.compress.0, arguments.level)?;
-    let mut tree = Tree::with_init(&arguments.init)?;
+    let erofs = arguments.format == Format::Erofs;
+    if erofs && (arguments.compress.is_some() || arguments.level.is_some()) {
+        return Err(Error::ErofsCompressed);
+    }
+    let compression = arguments.compress.map_or(Compression::Zstd, |how| how.0);
+    let method = Method::new(compression, arguments.level)?;
+    let mut tree = if erofs { Tree::for_root } else { Tree::with_init }(&arguments.init)?;
     for Addition { source, dest } in &arguments.add {
         tree.add(source, dest)?;
     }
@@ -115,7 +141,11 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
             "initramfs: warning: {init} is not static: it needs {loader}, which is not in the image; the kernel will not start it"
         );
     }
-    write(&tree, method, &arguments.output)
+    let output = &arguments.output;
+    if erofs {
+        return beside(output, |path| Ok(erofs::write(&tree, path)?));
+    }
+    write(&tree, method, output)
 }
 
 fn holds(tree: &Tree, path: &Path) -> bool {
@@ -131,16 +161,19 @@ fn write(tree: &Tree, method: Method, output: &Path) -> Result<(), Error> {
         let file = File::options().write(true).open(output).map_err(error)?;
         return pack(tree, method, file, output);
     }
-    let mut beside = output.as_os_str().to_owned();
-    beside.push(format!(".part{}", std::process::id()));
-    let beside = PathBuf::from(beside);
-    let written = File::create(&beside)
-        .map_err(error)
-        .and_then(|file| pack(tree, method, file, output))
-        .and_then(|()| fs::rename(&beside, output).map_err(error));
+    beside(output, |path| pack(tree, method, File::create(path).map_err(error)?, output))
+}
+
+/// Has a file written beside its place, and moves it there.
+fn beside(output: &Path, write: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+    let mut name = output.as_os_str().to_owned();
+    name.push(format!(".part{}", std::process::id()));
+    let path = PathBuf::from(name);
+    let error = |source| Error::Output { path: output.into(), source };
+    let written = write(&path).and_then(|()| fs::rename(&path, output).map_err(error));
     if written.is_err() {
         // The first error is the one to tell; there may be nothing to remove.
-        let _ = fs::remove_file(&beside);
+        let _ = fs::remove_file(&path);
     }
     written
 }

@@ -29,6 +29,9 @@ const DEVICES: [(&str, u32, u32, u32); 2] =
 /// Where the kernel looks for the first program of an initramfs.
 const INIT: &str = "init";
 
+/// Where it is in a root image, for `init=/sbin/vminitd`.
+const PROGRAM: &str = "sbin/vminitd";
+
 /// The kernel passes over an entry whose name, with its NUL, is longer (PATH_MAX), and says nothing. So it is for link targets.
 const MAX_NAME: usize = 4095;
 
@@ -138,6 +141,18 @@ impl Tree {
     /// # Errors
     /// When `init` cannot be read or is not a regular file. A link to one is followed.
     pub fn with_init(init: &Path) -> Result<Self, TreeError> {
+        Self::with_program_at(init, INIT)
+    }
+
+    /// The same for a root filesystem, where the program is /sbin/vminitd.
+    ///
+    /// # Errors
+    /// As [`Tree::with_init`].
+    pub fn for_root(init: &Path) -> Result<Self, TreeError> {
+        Self::with_program_at(init, PROGRAM)
+    }
+
+    fn with_program_at(init: &Path, place: &str) -> Result<Self, TreeError> {
         let mut tree = Self::default();
         for (path, mode) in DIRECTORIES {
             let implied = true;
@@ -156,7 +171,7 @@ impl Tree {
             });
         }
         let (mode, size) = (0o755, data.len());
-        tree.insert(INIT.into(), Node::File { mode, size, source })?;
+        tree.insert(place.into(), Node::File { mode, size, source })?;
         Ok(tree)
     }
 

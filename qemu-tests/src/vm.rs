@@ -29,6 +29,9 @@ const TAIL_LINES: usize = 40;
 /// A VM that does not print a single byte within this time is booted once more, and the retry is reported.
 const SILENT_BOOT: Duration = Duration::from_secs(60);
 
+/// Boots from the first disk.
+const EROFS_ROOT: &str = " root=/dev/vda rootfstype=erofs ro init=/sbin/vminitd";
+
 /// How the VM differs from the usual.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -42,6 +45,8 @@ pub struct Options {
     pub disks: Vec<Disk>,
     /// Another initramfs.
     pub initramfs: Option<PathBuf>,
+    /// No initramfs: a read-only root on the first disk.
+    pub erofs_root: bool,
     /// Look for leaks, and power off through the guest, when the test is through.
     pub look_for_leaks: bool,
 }
@@ -55,6 +60,7 @@ impl Default for Options {
             cpus: 1,
             disks: Vec::new(),
             initramfs: None,
+            erofs_root: false,
             look_for_leaks: true,
         }
     }
@@ -156,18 +162,29 @@ impl Vm {
     pub async fn spawn(options: &Options, console: &std::path::Path) -> Machine {
         let dist = host_dist();
         let share = dist.join("share/vminitd/x86_64");
+        let mut disks = options.disks.clone();
+        let mut append = options.append.clone();
+        let mut initramfs = options.initramfs.clone();
+        if options.erofs_root {
+            let image = console.with_file_name("root.erofs");
+            let tree = initramfs::Tree::for_root(&share.join("vminitd")).expect("the guest");
+            initramfs::erofs::write(&tree, &image).unwrap_or_else(|error| panic!("{error}"));
+            let serial = "root".parse().expect("a serial");
+            disks.insert(0, Disk { serial, path: image, read_only: true });
+            append.push_str(EROFS_ROOT);
+        } else {
+            initramfs.get_or_insert_with(|| share.join("initramfs.cpio.zst"));
+        }
         let draft = Draft {
             name: VmName::try_from(format!("test-{}", std::process::id())).expect("a name"),
             kernel: share.join("vmlinux"),
-            initramfs: Some(
-                options.initramfs.clone().unwrap_or_else(|| share.join("initramfs.cpio.zst")),
-            ),
-            cmdline: options.append.parse().expect("words for a command line"),
+            initramfs,
+            cmdline: append.parse().expect("words for a command line"),
             memory: options.memory.parse().expect("a size"),
             cpus: options.cpus,
             guest_cid: Default::default(),
             guest_dials: Default::default(),
-            disks: options.disks.clone(),
+            disks,
             shares: vec![Share {
                 tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a tag"),
                 path: rootfs().to_owned(),

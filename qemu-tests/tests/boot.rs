@@ -125,3 +125,15 @@ fn power_off_ends_containers_that_ignore_term() {
         assert_eq!(vm.power_off().await.reason.to_string(), "power-off");
     });
 }
+
+#[test]
+fn read_only_erofs_root_runs_containers_and_powers_off() {
+    let options = Options { erofs_root: true, ..Options::default() };
+    vm_test_with(options, async |vm| {
+        let mut wish =
+            Wish::sh("grep -c erofs /guest/proc/1/mounts; ls /guest/sbin").with_guest_root();
+        wish.spec["hostname"] = "c".into();
+        let exit = vm.run("c", wish).await;
+        assert_eq!((exit.status, exit.text().as_str()), (0, "1\nvminitd\n"));
+    });
+}

@@ -229,3 +229,35 @@ fn help_teaches() {
         assert!(text.contains(word), "{word}");
     }
 }
+
+#[test]
+fn two_runs_give_the_same_erofs_image_and_leave_nothing_beside_it() {
+    let dir = dir();
+    if Command::new("mkfs.erofs").arg("--help").output().is_err() {
+        eprintln!("skipped: no mkfs.erofs on this machine");
+        return;
+    }
+    for name in ["one", "two"] {
+        let (format, add) = (["--format", "erofs"], ["--add", "motd:/etc/motd"]);
+        let rest = ["--init", "program", "-o", name];
+        succeeds(dir.path(), &[&format[..], &add, &rest].concat());
+        // Another inode and another time.
+        fs::rename(dir.path().join("motd"), dir.path().join("motd.old")).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        fs::write(dir.path().join("motd"), "hello\n").unwrap();
+    }
+    let [one, two] = ["one", "two"].map(|name| fs::read(dir.path().join(name)).unwrap());
+    assert!(one == two, "two runs differ");
+    // The superblock's magic; EROFS_SUPER_OFFSET and EROFS_SUPER_MAGIC_V1 in the kernel's erofs_fs.h.
+    assert_eq!(one[1024..1028], 0xe0f5_e1e2_u32.to_le_bytes());
+    assert_eq!(names(dir.path()), ["motd", "motd.old", "one", "program", "two"]);
+}
+
+#[test]
+fn compression_is_refused_for_an_erofs_image() {
+    let dir = dir();
+    let arguments = ["--format", "erofs", "--compress", "gzip", "--init", "program", "-o", "out"];
+    let output = run(dir.path(), &arguments);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("leave them out with --format erofs"));
+}
