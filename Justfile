@@ -18,6 +18,10 @@ test-all: test kernel-check soak
 soak: (_setup "rust" "vm" "busybox" "disks") _build
     @scripts/test.sh --soak
 
+# Measure boot, a container's life, throughput, memory and sizes; `./dev bench --json FILE` writes the figures for programs
+bench *FLAGS: (_setup "rust" "vm" "disks") _build
+    @scripts/bench.sh "$@"
+
 # Build what a user would install into dist/
 build: (_setup "rust") _build
 

@@ -13,7 +13,7 @@ FLAGS=(--disable-systemd --disable-dl --disable-criu --enable-embedded-yajl --di
 download() {
     local into=$1 state mirror keyring options
     state=$CACHE/apt-$RELEASE
-    mirror=$(own_mirror "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")")
+    mirror=$(own_mirror "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)")
     keyring=$(own_keyring)
     mkdir -p "$state/lists/partial" "$state/archives/partial"
     echo "deb-src ${keyring:+[signed-by=$keyring] }${mirror:-http://deb.debian.org/debian/} $RELEASE main" >"$state/sources.list"
@@ -60,5 +60,5 @@ elif apt_need "building crun" gcc libc6-dev make pkg-config python3 libcap-dev l
     "${BASH_SOURCE[0]}" --build; then
     echo "$CACHE/$path/crun"
 else
-    say "SKIPPED: no crun to measure against: the source of crun $VERSION in $RELEASE is not to be had from here"
+    say "SKIPPED: no crun to measure against (its source is that of crun $VERSION in Debian $RELEASE; the reason is above)"
 fi

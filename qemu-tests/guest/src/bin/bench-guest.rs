@@ -1,0 +1,339 @@
+//! What `./dev bench` runs inside the VM: the containers' programs, and a driver that measures from within.
+//!
+//! | called as | what it does |
+//! |---|---|
+//! | `exit` | ends at once |
+//! | `sleep` | waits for a signal |
+//! | `pour COUNT` | writes that many blocks of 64 KiB to standard output |
+//! | `drive` | reads a command a line, answers with a line each ([`obey`]); its container sees the guest's root on /guest |
+//!
+//! Promises: a command that fails is answered with `error ...`, and the next one is taken.
+//! Never: is built into an image that we ship.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::ptrace;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept, bind, listen, socket,
+};
+use nix::sys::time::TimeValLike;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, chdir, chroot, fork, pause};
+
+/// Bytes of one write.
+const BLOCK: usize = 64 * 1024;
+const CRUN: &str = "/usr/bin/crun";
+/// crun's state, and the pid files.
+const CRUN_ROOT: &str = "/run/bench-crun";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["exit"] => {}
+        ["sleep"] => pause(),
+        ["pour", count] => {
+            let count = count.parse().expect("a number");
+            pour(&mut io::stdout().lock(), count).expect("standard output");
+        }
+        ["drive"] => drive().expect("standard input and output"),
+        _ => {
+            eprintln!("bench-guest exit | sleep | pour COUNT | drive");
+            std::process::exit(64);
+        }
+    }
+}
+
+fn pour(to: &mut impl Write, count: usize) -> io::Result<()> {
+    let block = vec![b'x'; BLOCK];
+    (0..count).try_for_each(|_| to.write_all(&block))
+}
+
+fn drive() -> io::Result<()> {
+    chroot("/guest")?;
+    chdir("/")?;
+    // Or PID 1 would get crun's containers.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    fs::create_dir_all(CRUN_ROOT)?;
+    let mut counter = None;
+    println!("ready");
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let answer = obey(&words, &mut counter).unwrap_or_else(|error| format!("error {error}"));
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+/// | command | answer |
+/// |---|---|
+/// | `crun BUNDLE ID` | microseconds of create, start, delete and of the whole life, then user and system time |
+/// | `crun-exec BUNDLE ID COUNT` | microseconds of each of so many execs in one container |
+/// | `crun-count BUNDLE ID` | system calls of a whole life |
+/// | `count` | counts system calls of init, agent and whatever they fork, from now on |
+/// | `counted` | how many there were since `count` |
+/// | `memory` | PSS of init and agent in KiB |
+/// | `clock` | microseconds since boot, and of these idle |
+/// | `listen PORT COUNT` | `listening`; then a connection gets that many blocks of 64 KiB, and `done` |
+fn obey(words: &[&str], counter: &mut Option<Counter>) -> io::Result<String> {
+    match words {
+        ["crun", bundle, id] => crun_life(bundle, id).map(|times| join(&times)),
+        ["crun-exec", bundle, id, count] => {
+            let count = count.parse().map_err(io::Error::other)?;
+            crun_execs(bundle, id, count).map(|times| join(&times))
+        }
+        ["crun-count", bundle, id] => crun_count(bundle, id).map(|count| count.to_string()),
+        ["count"] => {
+            *counter = Some(Counter::start()?);
+            Ok("counting".to_owned())
+        }
+        ["counted"] => match counter.take() {
+            Some(counter) => counter.stop().map(|count| count.to_string()),
+            None => Err(io::Error::other("nothing is counted")),
+        },
+        ["memory"] => Ok(format!("{} {}", pss(1)?, pss(agent()?)?)),
+        ["clock"] => clock(),
+        ["listen", port, count] => {
+            let port = port.parse().map_err(io::Error::other)?;
+            serve_blocks(port, count.parse().map_err(io::Error::other)?)
+        }
+        _ => Err(io::Error::other("no such command")),
+    }
+}
+
+fn join(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn micros(time: Duration) -> u64 {
+    time.as_micros() as u64
+}
+
+fn crun(arguments: &[&str]) -> io::Result<()> {
+    let mut command = Command::new(CRUN);
+    command.args(["--root", CRUN_ROOT, "--cgroup-manager", "cgroupfs"]).args(arguments);
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("crun {}: {status}", arguments.join(" ")))),
+    }
+}
+
+/// The container's init, a child of ours since crun ended.
+fn create(bundle: &str, id: &str) -> io::Result<Pid> {
+    let pid_file = format!("{CRUN_ROOT}.{id}");
+    crun(&["create", "--bundle", bundle, "--pid-file", &pid_file, id])?;
+    let pid = fs::read_to_string(&pid_file)?;
+    fs::remove_file(&pid_file)?;
+    Ok(Pid::from_raw(pid.trim().parse().map_err(io::Error::other)?))
+}
+
+fn crun_life(bundle: &str, id: &str) -> io::Result<[u64; 6]> {
+    let before = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let begun = Instant::now();
+    let pid = create(bundle, id)?;
+    let created = Instant::now();
+    crun(&["start", id])?;
+    let started = Instant::now();
+    waitpid(pid, None)?;
+    let exited = Instant::now();
+    crun(&["delete", id])?;
+    let deleted = Instant::now();
+    let after = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let used = |after: nix::sys::time::TimeVal, before| (after - before).num_microseconds() as u64;
+    Ok([
+        micros(created - begun),
+        micros(started - created),
+        micros(deleted - exited),
+        micros(deleted - begun),
+        used(after.user_time(), before.user_time()),
+        used(after.system_time(), before.system_time()),
+    ])
+}
+
+fn crun_execs(bundle: &str, id: &str, count: u32) -> io::Result<Vec<u64>> {
+    let pid = create(bundle, id)?;
+    crun(&["start", id])?;
+    let execs = (0..count)
+        .map(|_| {
+            let begun = Instant::now();
+            crun(&["exec", id, "/bin/bench-guest", "exit"])?;
+            Ok(micros(begun.elapsed()))
+        })
+        .collect();
+    crun(&["kill", id, "KILL"])?;
+    waitpid(pid, None)?;
+    crun(&["delete", id])?;
+    execs
+}
+
+fn crun_count(bundle: &str, id: &str) -> io::Result<u64> {
+    // SAFETY: this process has no other thread, so the child may do what it likes.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            let _ = nix::sys::prctl::set_child_subreaper(true);
+            // Until the tracer is there.
+            let _ = raise(Signal::SIGSTOP);
+            let done = crun_life(bundle, id);
+            std::process::exit(i32::from(done.is_err()));
+        }
+        ForkResult::Parent { child } => {
+            waitpid(child, Some(WaitPidFlag::WUNTRACED))?;
+            ptrace::seize(child, follow())?;
+            ptrace::interrupt(child)?;
+            kill(child, Signal::SIGCONT)?;
+            count_until(Some(child))
+        }
+    }
+}
+
+fn follow() -> ptrace::Options {
+    use ptrace::Options;
+    Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_TRACECLONE
+}
+
+/// Lets all tracees run and counts their system calls, until `last` has exited, or for ever with `None`.
+fn count_until(last: Option<Pid>) -> io::Result<u64> {
+    // Each is seen at its entry and at its exit.
+    let mut stops = 0;
+    loop {
+        let status = waitpid(None, Some(WaitPidFlag::__WALL));
+        let (pid, signal) = match status {
+            Ok(WaitStatus::PtraceSyscall(pid)) => {
+                stops += 1;
+                (pid, None)
+            }
+            Ok(WaitStatus::PtraceEvent(pid, _, _)) => (pid, None),
+            Ok(WaitStatus::Stopped(pid, signal)) => {
+                (pid, Some(signal).filter(|signal| *signal != Signal::SIGTRAP))
+            }
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
+                if Some(pid) == last {
+                    return Ok(stops / 2);
+                }
+                continue;
+            }
+            Ok(_) => continue,
+            // Told to end.
+            Err(Errno::EINTR | Errno::ECHILD) => return Ok(stops / 2),
+            Err(errno) => return Err(errno.into()),
+        };
+        // ESRCH: killed meanwhile.
+        let _ = ptrace::syscall(pid, signal);
+    }
+}
+
+/// A process that counts, since a tracer has to wait for its tracees all the time.
+struct Counter {
+    tracer: Pid,
+    result: io::PipeReader,
+}
+
+impl Counter {
+    fn start() -> io::Result<Self> {
+        let (mut result, mut writer) = io::pipe()?;
+        let agent = agent()?;
+        let mut traced = vec![Pid::from_raw(1)];
+        for thread in fs::read_dir(format!("/proc/{agent}/task"))? {
+            let id = thread?.file_name().to_string_lossy().parse().map_err(io::Error::other)?;
+            traced.push(Pid::from_raw(id));
+        }
+        // SAFETY: this process has no other thread, so the child may do what it likes.
+        match unsafe { fork() }? {
+            ForkResult::Child => {
+                let counted = Self::count(&traced, &mut writer);
+                let text = counted.map_or_else(|error| error.to_string(), |n| n.to_string());
+                let sent = writer.write_all(text.as_bytes());
+                // Its tracees go on without it.
+                std::process::exit(i32::from(sent.is_err()));
+            }
+            ForkResult::Parent { child } => {
+                drop(writer);
+                let mut started = [0];
+                result.read_exact(&mut started)?;
+                Ok(Self { tracer: child, result })
+            }
+        }
+    }
+
+    fn count(traced: &[Pid], started: &mut impl Write) -> io::Result<u64> {
+        extern "C" fn nothing(_: i32) {}
+        let action =
+            SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+        // SAFETY: the handler does nothing; it is there so that waiting is interrupted.
+        unsafe { sigaction(Signal::SIGTERM, &action) }?;
+        for pid in traced {
+            ptrace::seize(*pid, follow())?;
+            ptrace::interrupt(*pid)?;
+        }
+        started.write_all(b"\n")?;
+        count_until(None)
+    }
+
+    fn stop(mut self) -> io::Result<u64> {
+        let tracer = self.tracer;
+        let (done, is_done) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            let read = self.result.read_to_string(&mut text);
+            let _ = done.send(());
+            read.map(|_| text)
+        });
+        // A signal that comes between two waits interrupts nothing.
+        while is_done.recv_timeout(Duration::from_millis(20)).is_err() {
+            kill(tracer, Signal::SIGTERM)?;
+        }
+        waitpid(tracer, None)?;
+        let text = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
+        text.trim().parse().map_err(|_| io::Error::other(text))
+    }
+}
+
+fn agent() -> io::Result<i32> {
+    let entries = fs::read_dir("/proc")?;
+    let mut pids =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let is_agent = |pid: &i32| {
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        cmdline.split(|byte| *byte == 0).nth(1) == Some(b"agent")
+    };
+    pids.find(is_agent).ok_or_else(|| io::Error::other("no agent runs"))
+}
+
+fn pss(pid: i32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    number.ok_or_else(|| io::Error::other("no Pss line"))
+}
+
+/// The first CPU's alone, in ticks of 10 ms; the benchmark's VMs have one.
+fn clock() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let mut seconds = text.split_ascii_whitespace().filter_map(|word| word.parse::<f64>().ok());
+    let mut next = || (seconds.next().unwrap_or_default() * 1e6) as u64;
+    Ok(format!("{} {}", next(), next()))
+}
+
+fn serve_blocks(port: u32, count: usize) -> io::Result<String> {
+    let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(listener.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
+    listen(&listener, Backlog::new(1)?)?;
+    println!("listening");
+    let connection = accept(listener.as_raw_fd())?;
+    // SAFETY: accept(2) has just made it, and nobody else has it.
+    let connection = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(connection) };
+    pour(&mut File::from(connection), count)?;
+    Ok("done".to_owned())
+}

@@ -1,0 +1,46 @@
+//! From PID 1's entry to serving, ours and the yardstick's, in turns.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::guest::{self, PATIENCE};
+use crate::images::{Images, Medium};
+use crate::{Failure, say};
+
+/// Boots each kind so often. `{ours, yardstick}: [[entry, serving], ...]` in microseconds since the kernel's start.
+pub async fn measure(images: &Images, boots: usize) -> Result<Value, Failure> {
+    say("boots");
+    let (mut ours, mut yardstick) = (Vec::new(), Vec::new());
+    for _ in 0..boots {
+        ours.push(stamps(images, Medium::Shipped).await?);
+        yardstick.push(stamps(images, Medium::Yardstick).await?);
+    }
+    Ok(json!({ "ours": ours, "yardstick": yardstick }))
+}
+
+async fn stamps(images: &Images, medium: Medium) -> Result<[u64; 2], Failure> {
+    let machine = guest::machine(images, medium).await?;
+    let begun = Instant::now();
+    loop {
+        let console = std::fs::read(machine.console_path()).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        if let (Some(entry), Some(serving)) =
+            (stamp(&console, "pid1-entry"), stamp(&console, "serve"))
+        {
+            machine.kill().await;
+            return Ok([entry, serving]);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(format!("{medium:?} does not come up:\n{console}").into());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+fn stamp(console: &str, phase: &str) -> Option<u64> {
+    console.lines().find_map(|line| {
+        let (time, name) = line.split_once("VMINITD_READY uptime_us=")?.1.split_once(" phase=")?;
+        (name.trim() == phase).then(|| time.parse().ok())?
+    })
+}

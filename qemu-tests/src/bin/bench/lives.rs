@@ -1,0 +1,192 @@
+//! Whole lives, ours and crun's in turns, within one VM.
+//!
+//! Ours can be asked only from the host. So that both are times of the guest, the host's share of a round trip is taken
+//! off ours: what an Info takes, less what the guest computes for it.
+
+use serde_json::{Value, json};
+
+use crate::Failure;
+use crate::guest::{Bench, Life, ms};
+use crate::{say, specs};
+
+/// Before anything counts: under emulation a program's first runs are translated.
+const WARM_UP: usize = 5;
+/// Infos in a row of which the guest's computing time is taken; its clock ticks every 10 ms.
+const INFOS: usize = 300;
+/// Lives in a row of which the guest's computing time is taken.
+const BUSY_LIVES: usize = 20;
+/// How often system calls are counted.
+const COUNTS: usize = 3;
+
+/// Where the driver's crun finds its bundles.
+const BUNDLES: &str = "/run/bundles";
+
+pub async fn measure(bench: &Bench, lives: usize, crun: bool) -> Result<Value, Failure> {
+    let ours = specs::container(&["/bin/bench-guest", "exit"], "", None);
+    let ours_seccomp = specs::container(&["/bin/bench-guest", "exit"], "", Some(specs::seccomp()));
+    let crun = match crun {
+        true => Some(Crun::new(bench).await?),
+        false => None,
+    };
+    let sleeper = bench.name();
+    let spec = specs::container(&["/bin/bench-guest", "sleep"], "", None);
+    let bundle = bench.bundle(&sleeper, &spec).await?;
+    bench.create(&sleeper, &bundle).await?;
+    bench.start(&sleeper, "").await?;
+
+    let mut samples = Samples::default();
+    let has_exec = match bench.exec(&sleeper).await {
+        Ok(_) => true,
+        Err(error) => {
+            say(&format!("no exec: {error}"));
+            false
+        }
+    };
+    for round in 0..lives + WARM_UP {
+        let counts = round >= WARM_UP;
+        let plain = bench.life(&ours).await?;
+        let filtered = bench.life(&ours_seccomp).await?;
+        let info = bench.info().await?;
+        let exec = if has_exec { Some(bench.exec(&sleeper).await?) } else { None };
+        if counts {
+            samples.ours.push(plain);
+            samples.ours_seccomp.push(filtered);
+            samples.info.push(info);
+            samples.exec.extend(exec);
+        }
+        // On an initramfs one of them takes seconds.
+        if let Some(crun) = &crun
+            && (round < WARM_UP || round % 2 == 0)
+        {
+            let plain = crun.life(bench, &crun.plain).await?;
+            let filtered = crun.life(bench, &crun.filtered).await?;
+            if counts {
+                samples.crun.push(plain);
+                samples.crun_seccomp.push(filtered);
+            }
+        }
+    }
+    if let Some(crun) = &crun {
+        let command = format!("crun-exec {} {} {}", crun.sleeper, bench.name(), lives / 2 + 2);
+        samples.crun_exec = bench.numbers(&command).await?.split_off(2);
+    }
+    let info_busy = busy(bench, INFOS, async || bench.info().await.map(drop)).await?;
+    let life_busy = busy(bench, BUSY_LIVES, async || bench.life(&ours).await.map(drop)).await?;
+    let mut syscalls = json!({ "ours": count(bench, &ours).await? });
+    if let Some(crun) = &crun {
+        let mut counts = Vec::new();
+        for _ in 0..COUNTS {
+            let id = bench.name();
+            let command = format!("crun-count {} {id}", crun.plain);
+            counts.extend(bench.numbers(&command).await?);
+        }
+        syscalls["crun"] = json!(counts);
+    }
+    bench.end_container(&sleeper).await?;
+    Ok(samples.record(info_busy, life_busy, syscalls))
+}
+
+/// Milliseconds that the guest's CPU was not idle, for one of `times` calls in a row.
+async fn busy(
+    bench: &Bench,
+    times: usize,
+    call: impl AsyncFn() -> Result<(), Failure>,
+) -> Result<f64, Failure> {
+    let before = bench.numbers("clock").await?;
+    for _ in 0..times {
+        call().await?;
+    }
+    let after = bench.numbers("clock").await?;
+    let (wall, idle) = (after[0] - before[0], after[1] - before[1]);
+    Ok(wall.saturating_sub(idle) as f64 / 1e3 / times as f64)
+}
+
+async fn count(bench: &Bench, spec: &Value) -> Result<Vec<u64>, Failure> {
+    let mut counts = Vec::new();
+    for _ in 0..COUNTS {
+        bench.drive("count").await?;
+        bench.life(spec).await?;
+        counts.extend(bench.numbers("counted").await?);
+    }
+    Ok(counts)
+}
+
+/// Bundles for the driver's crun.
+struct Crun {
+    plain: String,
+    filtered: String,
+    sleeper: String,
+}
+
+impl Crun {
+    async fn new(bench: &Bench) -> Result<Self, Failure> {
+        let exit = ["/bin/bench-guest", "exit"];
+        let sleep = ["/bin/bench-guest", "sleep"];
+        let crun = Self {
+            plain: format!("{BUNDLES}/crun-plain"),
+            filtered: format!("{BUNDLES}/crun-filtered"),
+            sleeper: format!("{BUNDLES}/crun-sleeper"),
+        };
+        for (name, arguments, seccomp) in [
+            ("crun-plain", exit, None),
+            ("crun-filtered", exit, Some(specs::seccomp())),
+            ("crun-sleeper", sleep, None),
+        ] {
+            let spec = specs::container(&arguments, &format!("/containers/{name}"), seccomp);
+            bench.bundle(name, &spec).await?;
+        }
+        Ok(crun)
+    }
+
+    async fn life(&self, bench: &Bench, bundle: &str) -> Result<Vec<u64>, Failure> {
+        bench.numbers(&format!("crun {bundle} {}", bench.name())).await
+    }
+}
+
+#[derive(Default)]
+struct Samples {
+    ours: Vec<Life>,
+    ours_seccomp: Vec<Life>,
+    info: Vec<f64>,
+    exec: Vec<f64>,
+    crun: Vec<Vec<u64>>,
+    crun_seccomp: Vec<Vec<u64>>,
+    crun_exec: Vec<u64>,
+}
+
+impl Samples {
+    fn record(&self, info_busy: f64, life_busy: f64, syscalls: Value) -> Value {
+        let ours = |lives: &[Life]| {
+            json!({
+                "create": lives.iter().map(|life| life.create).collect::<Vec<_>>(),
+                "start": lives.iter().map(|life| life.start).collect::<Vec<_>>(),
+                "delete": lives.iter().map(|life| life.delete).collect::<Vec<_>>(),
+                "life": lives.iter().map(|life| life.whole).collect::<Vec<_>>(),
+            })
+        };
+        let crun = |lives: &[Vec<u64>]| {
+            let column = |at: usize| {
+                let times = lives.iter().filter_map(|life| life.get(at));
+                times.map(|time| *time as f64 / 1e3).collect::<Vec<_>>()
+            };
+            json!({
+                "create": column(0), "start": column(1), "delete": column(2), "life": column(3),
+                "user": column(4), "system": column(5),
+            })
+        };
+        let mut record = json!({
+            "host_ms": ours(&self.ours),
+            "host_seccomp_ms": ours(&self.ours_seccomp),
+            "guest_busy_ms": { "info": info_busy, "life": life_busy },
+            "crun_ms": crun(&self.crun),
+            "crun_seccomp_ms": crun(&self.crun_seccomp),
+            "syscalls": syscalls,
+        });
+        record["host_ms"]["info"] = json!(self.info);
+        record["host_ms"]["exec"] = json!(self.exec);
+        let execs = self.crun_exec.iter();
+        record["crun_ms"]["exec"] =
+            json!(execs.map(|us| ms(std::time::Duration::from_micros(*us))).collect::<Vec<_>>());
+        record
+    }
+}

@@ -1,0 +1,162 @@
+//! The containers' specs: the same for both runtimes.
+
+use serde_json::{Value, json};
+
+/// containerd's default capabilities.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+
+/// What the driver needs to run another runtime, to look at init and agent, and to trace them.
+const ALL_CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// The directory of the images that is every container's root filesystem.
+const ROOTFS: &str = "/bench/rootfs";
+
+/// A container with what a usual one has: proc, dev, devpts and sysfs; all namespaces but user; a memory limit, one
+/// masked and one read-only path.
+pub fn container(arguments: &[&str], cgroups_path: &str, seccomp: Option<Value>) -> Value {
+    let namespaces = ["pid", "ipc", "uts", "mount", "network", "cgroup"];
+    let namespaces = namespaces.map(|kind| json!({ "type": kind }));
+    let mut spec = json!({
+        "ociVersion": "1.2.0",
+        "hostname": "bench",
+        "root": { "path": ROOTFS },
+        "process": {
+            "terminal": false,
+            "user": { "uid": 0, "gid": 0 },
+            "args": arguments,
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+            "capabilities": {
+                "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
+            },
+            "noNewPrivileges": true,
+        },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
+            {
+                "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+            },
+            {
+                "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
+        ],
+        "linux": {
+            "cgroupsPath": cgroups_path,
+            "namespaces": namespaces,
+            "resources": { "memory": { "limit": 64 << 20 } },
+            "maskedPaths": ["/proc/kcore"],
+            "readonlyPaths": ["/proc/sys"],
+        },
+    });
+    if let Some(seccomp) = seccomp {
+        spec["linux"]["seccomp"] = seccomp;
+    }
+    spec
+}
+
+/// A container that measures the guest from inside: the guest's root on /guest, the guest's namespaces but for mounts.
+pub fn driver() -> Value {
+    let mut spec = container(&["/bin/bench-guest", "drive"], "", None);
+    spec["linux"]["namespaces"] = json!([{ "type": "mount" }]);
+    spec["linux"]["resources"] = json!({});
+    spec["linux"]["maskedPaths"] = json!([]);
+    spec["linux"]["readonlyPaths"] = json!([]);
+    // A host name needs a namespace of its own.
+    spec.as_object_mut().expect("an object").remove("hostname");
+    spec["annotations"] = json!({ "io.vminitd.vsock": "allow" });
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = json!(ALL_CAPABILITIES.as_slice());
+    }
+    spec["process"]["noNewPrivileges"] = json!(false);
+    let guest = json!({ "destination": "/guest", "type": "bind", "source": "/", "options": ["rbind", "rprivate"] });
+    spec["mounts"].as_array_mut().expect("an array").push(guest);
+    spec
+}
+
+/// A profile as large as containerd's default: some 350 calls allowed for three architectures, the rest refused.
+pub fn seccomp() -> Value {
+    let names: Vec<&str> = include_str!("syscalls.txt").split_ascii_whitespace().collect();
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [
+            { "names": names, "action": "SCMP_ACT_ALLOW" },
+            {
+                "names": ["personality"], "action": "SCMP_ACT_ALLOW",
+                "args": [{ "index": 0, "value": 0, "op": "SCMP_CMP_EQ" }],
+            },
+            {
+                "names": ["personality"], "action": "SCMP_ACT_ALLOW",
+                "args": [{ "index": 0, "value": 8, "op": "SCMP_CMP_EQ" }],
+            },
+            {
+                "names": ["personality"], "action": "SCMP_ACT_ALLOW",
+                "args": [{ "index": 0, "value": 0xffff_ffff_u32, "op": "SCMP_CMP_EQ" }],
+            },
+            {
+                "names": ["socket"], "action": "SCMP_ACT_ALLOW",
+                "args": [{ "index": 0, "value": 40, "op": "SCMP_CMP_NE" }],
+            },
+        ],
+    })
+}
