@@ -62,15 +62,22 @@ fn drive() -> io::Result<()> {
     // Or PID 1 would get crun's containers.
     nix::sys::prctl::set_child_subreaper(true)?;
     fs::create_dir_all(CRUN_ROOT)?;
-    let mut counter = None;
+    let mut measuring = Measuring::default();
     println!("ready");
     for line in io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split(' ').collect();
-        let answer = obey(&words, &mut counter).unwrap_or_else(|error| format!("error {error}"));
+        let answer = obey(&words, &mut measuring).unwrap_or_else(|error| format!("error {error}"));
         println!("{answer}");
     }
     Ok(())
+}
+
+/// What goes on between two commands.
+#[derive(Default)]
+struct Measuring {
+    counter: Option<Counter>,
+    profile: Option<Profile>,
 }
 
 /// | command | answer |
@@ -80,10 +87,13 @@ fn drive() -> io::Result<()> {
 /// | `crun-count BUNDLE ID` | system calls of a whole life |
 /// | `count` | counts system calls of init, agent and whatever they fork, from now on |
 /// | `counted` | how many there were since `count` |
+/// | `profile` | samples the CPU from now on |
+/// | `profiled` | `AGENT PID:PLACE PID:PLACE ...`, a sample each: a function of the kernel, or an address in user space |
 /// | `memory` | PSS of init and agent in KiB |
 /// | `clock` | microseconds since boot, and of these idle |
 /// | `listen PORT COUNT` | `listening`; then a connection gets that many blocks of 64 KiB, and `done` |
-fn obey(words: &[&str], counter: &mut Option<Counter>) -> io::Result<String> {
+fn obey(words: &[&str], measuring: &mut Measuring) -> io::Result<String> {
+    let Measuring { counter, profile } = measuring;
     match words {
         ["crun", bundle, id] => crun_life(bundle, id).map(|times| join(&times)),
         ["crun-exec", bundle, id, count] => {
@@ -98,6 +108,14 @@ fn obey(words: &[&str], counter: &mut Option<Counter>) -> io::Result<String> {
         ["counted"] => match counter.take() {
             Some(counter) => counter.stop().map(|count| count.to_string()),
             None => Err(io::Error::other("nothing is counted")),
+        },
+        ["profile"] => {
+            *profile = Some(Profile::start()?);
+            Ok("profiling".to_owned())
+        }
+        ["profiled"] => match profile.take() {
+            Some(profile) => Ok(format!("{} {}", agent()?, profile.stop())),
+            None => Err(io::Error::other("nothing is profiled")),
         },
         ["memory"] => Ok(format!("{} {}", pss(1)?, pss(agent()?)?)),
         ["clock"] => clock(),
@@ -298,6 +316,83 @@ impl Counter {
         let text = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
         text.trim().parse().map_err(|_| io::Error::other(text))
     }
+}
+
+/// Samples of the CPU, by the kernel's clock; see perf_event_open(2).
+struct Profile {
+    _event: OwnedFd,
+    /// The ring's header page, followed by [`RING_PAGES`] of records.
+    ring: *const u8,
+}
+
+const PAGE: usize = 4096;
+/// Room for 80,000 samples of 24 bytes.
+const RING_PAGES: usize = 512;
+const SAMPLES_A_SECOND: u64 = 4000;
+
+impl Profile {
+    fn start() -> io::Result<Self> {
+        // struct perf_event_attr up to its second version's end: type and size, config, frequency, what a sample has
+        // (address, pid), how it is read, flags (idle left out, frequency).
+        let flags: u64 = 1 << 7 | 1 << 10;
+        let attr: [u64; 9] = [1 | 72 << 32, 0, SAMPLES_A_SECOND, 1 | 2, 0, flags, 0, 0, 0];
+        // SAFETY: the kernel reads as many bytes as the size says, and makes a descriptor that nobody else has.
+        let event = unsafe {
+            let event = libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), -1, 0, -1, 8);
+            Errno::result(event)?;
+            <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(event as i32)
+        };
+        let length = (1 + RING_PAGES) * PAGE;
+        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, event.as_raw_fd());
+        // SAFETY: a new mapping, which lives as long as this process.
+        let ring =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, fd, 0) };
+        if ring == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { _event: event, ring: ring.cast() })
+    }
+
+    fn stop(self) -> String {
+        // SAFETY: data_head lies at 1024 of the header page; the kernel writes the ring, which is larger than all that
+        // it is asked for, front to back.
+        let records = unsafe {
+            let head = self.ring.add(1024).cast::<u64>().read_volatile() as usize;
+            std::slice::from_raw_parts(self.ring.add(PAGE), head.min(RING_PAGES * PAGE))
+        };
+        let symbols = kernel_symbols();
+        let mut text = String::new();
+        let mut at = 0;
+        while let Some(record) = records.get(at..at + 24) {
+            let kind = u32::from_le_bytes([record[0], record[1], record[2], record[3]]);
+            let size = usize::from(u16::from_le_bytes([record[6], record[7]]));
+            if kind == 9 && size == 24 {
+                let address = record[8..16].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+                let pid = i32::from_le_bytes([record[16], record[17], record[18], record[19]]);
+                let symbol = symbols.partition_point(|(start, _)| *start <= address);
+                match symbol.checked_sub(1).and_then(|at| symbols.get(at)) {
+                    Some((_, name)) => text.push_str(&format!("{pid}:{name} ")),
+                    None => text.push_str(&format!("{pid}:{address:x} ")),
+                }
+            }
+            at += size.max(8);
+        }
+        text.trim_end().to_owned()
+    }
+}
+
+/// The kernel's functions by address; user space lies below them all.
+fn kernel_symbols() -> Vec<(u64, String)> {
+    let text = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let symbol = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let address = u64::from_str_radix(words.next()?, 16).ok()?;
+        let function = words.next()?.eq_ignore_ascii_case("t") && address >> 63 == 1;
+        function.then(|| Some((address, words.next()?.to_owned())))?
+    };
+    let mut symbols: Vec<_> = text.lines().filter_map(symbol).collect();
+    symbols.sort();
+    symbols
 }
 
 fn agent() -> io::Result<i32> {

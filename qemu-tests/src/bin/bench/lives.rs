@@ -86,6 +86,19 @@ pub async fn measure(bench: &Bench, lives: usize, crun: bool) -> Result<Value, F
     Ok(samples.record(info_busy, life_busy, syscalls))
 }
 
+/// `AGENT PID:PLACE ...`, a sample of the guest's CPU each, while our lives pass.
+pub async fn profile(bench: &Bench) -> Result<String, Failure> {
+    let spec = specs::container(&["/bin/bench-guest", "exit"], "", None);
+    for _ in 0..WARM_UP {
+        bench.life(&spec).await?;
+    }
+    bench.drive("profile").await?;
+    for _ in 0..2 * BUSY_LIVES {
+        bench.life(&spec).await?;
+    }
+    bench.drive("profiled").await
+}
+
 /// Milliseconds that the guest's CPU was not idle, for one of `times` calls in a row.
 async fn busy(
     bench: &Bench,
