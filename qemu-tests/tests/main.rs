@@ -18,6 +18,7 @@
 //! | `pty` | terminals in the guest |
 //! | `reattach` | streams that are lost and replaced |
 //! | `reaping` | orphans and grandchildren |
+//! | `resources` | Update and Stats: limits that bite, figures that are true |
 //! | `room` | full filesystems |
 //! | `stdio` | bytes, their order and their ends |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
@@ -38,6 +39,7 @@ mod pods;
 mod pty;
 mod reaping;
 mod reattach;
+mod resources;
 mod room;
 mod stdio;
 mod wire;
