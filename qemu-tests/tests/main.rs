@@ -20,6 +20,7 @@
 //! | `reaping` | orphans and grandchildren |
 //! | `resources` | Update and Stats: limits that bite, figures that are true |
 //! | `room` | full filesystems |
+//! | `sinks` | output to files, named pipes and programs of the guest |
 //! | `stdio` | bytes, their order and their ends |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
 
@@ -41,5 +42,6 @@ mod reaping;
 mod reattach;
 mod resources;
 mod room;
+mod sinks;
 mod stdio;
 mod wire;
