@@ -8,17 +8,21 @@
 //! Promises: a missing kernel, initramfs or program fails the test and says what makes it; nothing is skipped
 //! in silence. Never: is used by anything but tests.
 
+mod blow;
 mod container;
 mod exec;
 mod leaks;
 mod promises;
 mod rootfs;
+mod steady;
 mod vm;
 
+pub use blow::Blow;
 pub use container::{Exit, Running, Task, Wish};
 pub use exec::{Exec, ExecWish, RunningExec};
 pub use leaks::{Listing, inspector};
 pub use rootfs::{guest_program, rootfs};
+pub use steady::{Ended, Life, Steady};
 pub use vm::{Options, ROOTFS_TAG, Vm, vm_test, vm_test_with};
 
 /// A deadline against hanging, in seconds: generous, because emulation is slow and CI's cores are shared.

@@ -3,52 +3,21 @@
 //! How it is proved: a container with the guest's pid namespace sends the signal from inside; what ran before has to
 //! run on, and State, Wait, Kill and Delete have to work for it on a new connection.
 
-use std::time::{Duration, Instant};
+use std::pin::Pin;
 
-use qemu_tests::{PATIENCE_S, Vm, Wish, inspector, noise, vm_test};
+use qemu_tests::{Blow, Vm, Wish, noise, vm_test};
 use tokio::io::AsyncWriteExt;
-use tokio::time::{sleep, timeout};
 use vminitd_protocol::pb::containerd::v1::types::Status;
 
-const SIGKILL: &str = "9";
-const SIGSTOP: &str = "19";
+use crate::{exec, lifecycle, pty, stdio};
 
-/// Sends the agent a signal, and returns how long it took until a new one answered.
-async fn blow(vm: &Vm, round: usize, signal: &str) -> Duration {
-    let id = format!("blow{round}");
-    let before = agents(vm);
-    let task = vm.create(&id, inspector(&["inspect", "signal", signal])).await.expect("create");
-    let started = Instant::now();
-    // The answer dies with the agent, or comes before it.
-    let _ = timeout(Duration::from_secs(5), task.start()).await;
-    // Not before the old agent is gone: it may well answer until then.
-    let another = async {
-        while agents(vm) == before {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(Duration::from_secs(PATIENCE_S), another).await.expect("another agent");
-    vm.reconnect().await;
-    let took = started.elapsed();
-    vm.delete_by_force(&id).await;
-    took
-}
-
-/// How many agents have served in this VM, by the console.
-fn agents(vm: &Vm) -> usize {
-    vm.console()
-        .lines()
-        .filter(|line| line.contains("init: agent ") && line.contains(" serves"))
-        .count()
-}
-
-async fn survives(vm: &Vm, signal: &str) {
+async fn survives(vm: &Vm, blow: Blow) {
     let wish = Wish::sh("read line; echo got $line; exit 9").with_stdin();
     let mut running =
         vm.create("survivor", wish).await.expect("create").start().await.expect("start");
     let created = vm.create("created", Wish::sh("echo late")).await.expect("create");
 
-    let took = blow(vm, 0, signal).await;
+    let took = blow.strike(vm).await;
     assert!(
         took < vm.first_start * 3,
         "{took:?} for the restart, {:?} for the first start",
@@ -75,12 +44,12 @@ async fn survives(vm: &Vm, signal: &str) {
 
 #[test]
 fn agent_that_is_killed_comes_back_and_containers_live_on() {
-    vm_test(async |vm| survives(vm, SIGKILL).await);
+    vm_test(async |vm| survives(vm, Blow::Kill).await);
 }
 
 #[test]
 fn agent_that_is_stopped_is_replaced_and_containers_live_on() {
-    vm_test(async |vm| survives(vm, SIGSTOP).await);
+    vm_test(async |vm| survives(vm, Blow::Stop).await);
 }
 
 #[test]
@@ -99,8 +68,8 @@ fn agent_that_is_killed_again_and_again_loses_no_byte_and_no_exit() {
                     .expect("start"),
             );
         }
-        for round in 0..5 {
-            blow(vm, round, SIGKILL).await;
+        for _ in 0..5 {
+            Blow::Kill.strike(vm).await;
         }
         for one in running {
             let exit = one.task.wait().await.expect("wait");
@@ -118,9 +87,61 @@ fn exit_while_no_agent_runs_is_found_by_the_next() {
         // It exits some time after the blow, in most rounds while the agent is down.
         let wish = Wish::new(&["misbehave", "ticks", "3", "20"]);
         let running = vm.create("short", wish).await.expect("create").start().await.expect("start");
-        blow(vm, 0, SIGKILL).await;
+        Blow::Kill.strike(vm).await;
         assert_eq!(running.task.wait().await.expect("wait").exit_status, 0);
         let (stdout, _) = running.task.delete().await.expect("delete");
         assert_eq!(stdout, b"0\n1\n2\n");
+    });
+}
+
+type Check = for<'vm> fn(&'vm Vm, &'vm str) -> Pin<Box<dyn Future<Output = ()> + 'vm>>;
+
+/// What other modules test in a fresh VM; each takes an id for its container.
+const CHECKS: &[(&str, Check)] = &[
+    ("life", |vm, id| Box::pin(lifecycle::whole_life(vm, id))),
+    ("exec", |vm, id| Box::pin(exec::whole_life(vm, id))),
+    ("last", |vm, id| Box::pin(exec::exit_of_init_is_last(vm, id, Wish::sh("read end")))),
+    ("pty", |vm, id| Box::pin(pty::interactive_shell(vm, id))),
+    ("output", |vm, id| Box::pin(stdio::both_outputs(vm, id, 1 << 20))),
+    ("input", |vm, id| Box::pin(stdio::input_to_its_end(vm, id, 1 << 20))),
+];
+
+#[test]
+fn every_check_of_a_fresh_vm_holds_after_each_blow() {
+    vm_test(async |vm| {
+        for blow in [Blow::Kill, Blow::Abort, Blow::Stop] {
+            blow.strike(vm).await;
+            for (name, check) in CHECKS {
+                let what = format!("{name}-after-{blow:?}");
+                println!("{what}");
+                check(vm, &what).await;
+            }
+        }
+    });
+}
+
+#[test]
+fn blow_in_the_middle_of_a_life_changes_nothing_of_it() {
+    vm_test(async |vm| {
+        for blow in [Blow::Kill, Blow::Abort, Blow::Stop] {
+            let id = format!("{blow:?}");
+            let mut wish = Wish::sh("stty raw -echo; echo up; cat; exit 3").with_terminal();
+            let (mut screen, uri) = pty::Screen::open(vm, &format!("{id}-screen")).await;
+            wish.stdout_uri = Some(uri);
+            let running = vm.create(&id, wish).await.expect("create").start().await;
+            let mut running = running.expect("start");
+            screen.until("up").await;
+            let mut stdin = running.task.stdin.take().expect("connected");
+            stdin.write_all(b"before ").await.expect("typed");
+            screen.until("before ").await;
+            blow.strike(vm).await;
+            stdin.write_all(b"after").await.expect("typed");
+            screen.until("after").await;
+            let state = running.task.state().await.expect("state");
+            assert_eq!((state.status(), state.terminal), (Status::Running, true));
+            running.task.kill(9).await.expect("kill");
+            assert_eq!(running.task.wait().await.expect("wait").exit_status, 137);
+            running.task.delete().await.expect("delete");
+        }
     });
 }

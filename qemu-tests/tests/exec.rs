@@ -20,40 +20,42 @@ use vminitd_protocol::topics::{
 
 #[test]
 fn exec_whole_life_has_its_states_and_events_in_order() {
-    vm_test(async |vm| {
-        let sleeper = vm.create("c", Wish::sh("read end").with_stdin()).await.expect("create");
-        let mut running = sleeper.start().await.expect("start");
-        let wish = ExecWish::sh("read line; echo out $line; echo err >&2; exit 5").with_stdin();
-        let exec = running.task.exec("e", wish).await.expect("exec");
-        let state = exec.state().await.expect("state");
-        assert_eq!((state.status(), state.pid, state.exec_id.as_str()), (Status::Created, 0, "e"));
-        let mut exec = exec.start().await.expect("start of the exec");
-        let state = exec.exec.state().await.expect("state");
-        assert_eq!((state.status(), state.pid), (Status::Running, exec.pid));
-        let mut stdin = exec.exec.stdin.take().expect("asked for");
-        stdin.write_all(b"hello\n").await.expect("write");
-        let exit = exec.exit().await;
-        assert_eq!((exit.exit_status, exit.stdout_bytes, exit.stderr_bytes), (5, 10, 4));
-        let exit = exec.finish().await;
-        assert_eq!((exit.text().as_str(), exit.stderr.as_slice()), ("out hello\n", &b"err\n"[..]));
-        assert_eq!(running.task.state().await.expect("state").status(), Status::Running);
-        let gone = vm.exec_in("c", "e", ExecWish::new(&["true"])).await;
-        assert!(gone.is_ok(), "the id is free again");
-        drop(running.task.stdin.take());
-        running.finish().await;
-        let topics = vm.topics("c");
-        let own: Vec<_> = topics
-            .iter()
-            .filter(|topic| {
-                [TASK_START, TASK_EXEC_ADDED, TASK_EXEC_STARTED, TASK_EXIT]
-                    .contains(&topic.as_str())
-            })
-            .collect();
-        assert_eq!(
-            own,
-            [TASK_START, TASK_EXEC_ADDED, TASK_EXEC_STARTED, TASK_EXIT, TASK_EXEC_ADDED, TASK_EXIT]
-        );
-    });
+    vm_test(async |vm| whole_life(vm, "c").await);
+}
+
+/// Exec to Delete of one exec, and the end of its container.
+pub async fn whole_life(vm: &Vm, id: &str) {
+    let sleeper = vm.create(id, Wish::sh("read end").with_stdin()).await.expect("create");
+    let mut running = sleeper.start().await.expect("start");
+    let wish = ExecWish::sh("read line; echo out $line; echo err >&2; exit 5").with_stdin();
+    let exec = running.task.exec("e", wish).await.expect("exec");
+    let state = exec.state().await.expect("state");
+    assert_eq!((state.status(), state.pid, state.exec_id.as_str()), (Status::Created, 0, "e"));
+    let mut exec = exec.start().await.expect("start of the exec");
+    let state = exec.exec.state().await.expect("state");
+    assert_eq!((state.status(), state.pid), (Status::Running, exec.pid));
+    let mut stdin = exec.exec.stdin.take().expect("asked for");
+    stdin.write_all(b"hello\n").await.expect("write");
+    let exit = exec.exit().await;
+    assert_eq!((exit.exit_status, exit.stdout_bytes, exit.stderr_bytes), (5, 10, 4));
+    let exit = exec.finish().await;
+    assert_eq!((exit.text().as_str(), exit.stderr.as_slice()), ("out hello\n", &b"err\n"[..]));
+    assert_eq!(running.task.state().await.expect("state").status(), Status::Running);
+    let gone = vm.exec_in(id, "e", ExecWish::new(&["true"])).await;
+    assert!(gone.is_ok(), "the id is free again");
+    drop(running.task.stdin.take());
+    running.finish().await;
+    let topics = vm.topics(id);
+    let own: Vec<_> = topics
+        .iter()
+        .filter(|topic| {
+            [TASK_START, TASK_EXEC_ADDED, TASK_EXEC_STARTED, TASK_EXIT].contains(&topic.as_str())
+        })
+        .collect();
+    assert_eq!(
+        own,
+        [TASK_START, TASK_EXEC_ADDED, TASK_EXEC_STARTED, TASK_EXIT, TASK_EXEC_ADDED, TASK_EXIT]
+    );
 }
 
 /// A container whose init does nothing until its stdin ends.
@@ -289,41 +291,41 @@ fn pids_name_the_execs_and_nobody_else() {
 fn exit_of_init_is_the_last_of_its_container() {
     vm_test(async |vm| {
         // With a pid namespace of its own the kernel ends the execs; without one we do.
-        for (id, wish) in [("own", waits()), ("shared", waits().in_guest_pid_namespace())] {
-            let running = idle(vm, id, wish).await;
-            let mut execs = Vec::new();
-            for n in 0..4 {
-                let exec = running
-                    .task
-                    .exec(&format!("{id}{n}"), ExecWish::new(&["misbehave", "ignore-term"]))
-                    .await;
-                execs.push(exec.expect("exec").start().await.expect("start"));
-            }
-            let left = running
-                .task
-                .exec("left", ExecWish::new(&["misbehave", "orphans", "3", "3600000"]))
-                .await;
-            left.expect("exec").start().await.expect("start").finish().await;
-            let exit = end(running).await;
-            assert_eq!(exit.status, 1, "{id}: read met the end");
-            for mut exec in execs {
-                assert_eq!(exec.exit().await.exit_status, 137);
-            }
-            vm.await_events(TASK_DELETE, id, 1).await;
-            let exits: Vec<String> = vm
-                .events()
-                .iter()
-                .filter(|event| event.topic == TASK_EXIT)
-                .map(|event| {
-                    TaskExit::decode(&*event.event.as_ref().expect("one").value).expect("an exit")
-                })
-                .filter(|exit| exit.container_id == id)
-                .map(|exit| exit.id)
-                .collect();
-            assert_eq!(exits.len(), 6, "{exits:?}");
-            assert_eq!(exits.last().map(String::as_str), Some(id), "{exits:?}");
-        }
+        exit_of_init_is_last(vm, "own", waits()).await;
+        exit_of_init_is_last(vm, "shared", waits().in_guest_pid_namespace()).await;
     });
+}
+
+/// Ends a container under its execs.
+pub async fn exit_of_init_is_last(vm: &Vm, id: &str, wish: Wish) {
+    let running = idle(vm, id, wish).await;
+    let mut execs = Vec::new();
+    for n in 0..4 {
+        let exec = running
+            .task
+            .exec(&format!("{id}{n}"), ExecWish::new(&["misbehave", "ignore-term"]))
+            .await;
+        execs.push(exec.expect("exec").start().await.expect("start"));
+    }
+    let left =
+        running.task.exec("left", ExecWish::new(&["misbehave", "orphans", "3", "3600000"])).await;
+    left.expect("exec").start().await.expect("start").finish().await;
+    let exit = end(running).await;
+    assert_eq!(exit.status, 1, "{id}: read met the end");
+    for mut exec in execs {
+        assert_eq!(exec.exit().await.exit_status, 137);
+    }
+    vm.await_events(TASK_DELETE, id, 1).await;
+    let exits: Vec<String> = vm
+        .events()
+        .iter()
+        .filter(|event| event.topic == TASK_EXIT)
+        .map(|event| TaskExit::decode(&*event.event.as_ref().expect("one").value).expect("an exit"))
+        .filter(|exit| exit.container_id == id)
+        .map(|exit| exit.id)
+        .collect();
+    assert_eq!(exits.len(), 6, "{exits:?}");
+    assert_eq!(exits.last().map(String::as_str), Some(id), "{exits:?}");
 }
 
 #[test]

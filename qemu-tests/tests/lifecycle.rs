@@ -1,6 +1,6 @@
 //! States, events and exit statuses of containers, from outside by the Task API.
 
-use qemu_tests::{Wish, vm_test};
+use qemu_tests::{Vm, Wish, vm_test};
 use vminitd_protocol::pb::containerd::v1::types::Status;
 use vminitd_protocol::topics::{TASK_CREATE, TASK_DELETE, TASK_EXIT, TASK_START};
 
@@ -8,30 +8,32 @@ const WHOLE_LIFE: [&str; 4] = [TASK_CREATE, TASK_START, TASK_EXIT, TASK_DELETE];
 
 #[test]
 fn container_whole_life_has_its_states_and_events_in_order() {
-    vm_test(async |vm| {
-        let task =
-            vm.create("a", Wish::sh("read line; exit 3").with_stdin()).await.expect("create");
-        let state = task.state().await.expect("state");
-        assert_eq!(state.status(), Status::Created);
-        assert_eq!((state.id.as_str(), state.pid), ("a", task.pid));
-        assert!(task.pid > 1, "{}", task.pid);
+    vm_test(async |vm| whole_life(vm, "a").await);
+}
 
-        let mut running = task.start().await.expect("start");
-        assert_eq!(running.task.state().await.expect("state").status(), Status::Running);
+/// Create to Delete of one container.
+pub async fn whole_life(vm: &Vm, id: &str) {
+    let task = vm.create(id, Wish::sh("read line; exit 3").with_stdin()).await.expect("create");
+    let state = task.state().await.expect("state");
+    assert_eq!(state.status(), Status::Created);
+    assert_eq!((state.id.as_str(), state.pid), (id, task.pid));
+    assert!(task.pid > 1, "{}", task.pid);
 
-        drop(running.task.stdin.take());
-        let exit = running.exit().await;
-        assert_eq!(exit.exit_status, 3);
-        let state = running.task.state().await.expect("state");
-        assert_eq!((state.status(), state.exit_status), (Status::Stopped, 3));
-        assert_eq!(state.exited_at, exit.exited_at);
+    let mut running = task.start().await.expect("start");
+    assert_eq!(running.task.state().await.expect("state").status(), Status::Running);
 
-        running.finish().await;
-        vm.await_events(TASK_DELETE, "a", 1).await;
-        assert_eq!(vm.topics("a"), WHOLE_LIFE);
-        let seqs: Vec<u64> = vm.events().iter().map(|event| event.seq).collect();
-        assert!(seqs.windows(2).all(|pair| pair[0] < pair[1]), "{seqs:?}");
-    });
+    drop(running.task.stdin.take());
+    let exit = running.exit().await;
+    assert_eq!(exit.exit_status, 3);
+    let state = running.task.state().await.expect("state");
+    assert_eq!((state.status(), state.exit_status), (Status::Stopped, 3));
+    assert_eq!(state.exited_at, exit.exited_at);
+
+    running.finish().await;
+    vm.await_events(TASK_DELETE, id, 1).await;
+    assert_eq!(vm.topics(id), WHOLE_LIFE);
+    let seqs: Vec<u64> = vm.events().iter().map(|event| event.seq).collect();
+    assert!(seqs.windows(2).all(|pair| pair[0] < pair[1]), "{seqs:?}");
 }
 
 #[test]

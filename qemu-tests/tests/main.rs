@@ -3,6 +3,7 @@
 //! | module | what it is about |
 //! |---|---|
 //! | `agent_crash` | the agent killed and stopped under running containers |
+//! | `agent_kills` | two hundred agents killed at random under a mix of lives |
 //! | `boot` | from the kernel to serving, and the ways to end |
 //! | `cli` | `vminitctl run` as a person uses it |
 //! | `devices` | which devices a container may open |
@@ -18,13 +19,12 @@
 //! | `pty` | terminals in the guest |
 //! | `reattach` | streams that are lost and replaced |
 //! | `reaping` | orphans and grandchildren |
-//! | `resources` | Update and Stats: limits that bite, figures that are true |
 //! | `room` | full filesystems |
-//! | `sinks` | output to files, named pipes and programs of the guest |
 //! | `stdio` | bytes, their order and their ends |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
 
 mod agent_crash;
+mod agent_kills;
 mod boot;
 mod cli;
 mod devices;
@@ -40,8 +40,6 @@ mod pods;
 mod pty;
 mod reaping;
 mod reattach;
-mod resources;
 mod room;
-mod sinks;
 mod stdio;
 mod wire;

@@ -11,19 +11,19 @@ use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::task::v3::{CloseIoRequest, ResizePtyRequest};
 
 /// What a process with a terminal shows.
-struct Screen {
+pub struct Screen {
     stream: GuestStream,
     shown: String,
 }
 
 impl Screen {
     /// The stream that stdout will name.
-    async fn open(vm: &Vm, id: &str) -> (Self, String) {
+    pub async fn open(vm: &Vm, id: &str) -> (Self, String) {
         (Self { stream: vm.stream(id).await, shown: String::new() }, format!("stream://{id}"))
     }
 
     /// Reads until this is shown, and returns all that was up to its end; the rest is for the next call.
-    async fn until(&mut self, what: &str) -> String {
+    pub async fn until(&mut self, what: &str) -> String {
         let seen = async {
             loop {
                 if let Some(at) = self.shown.find(what) {
@@ -59,52 +59,55 @@ async fn type_in(running: &mut Running<'_>, text: &str) {
 
 #[test]
 fn shell_has_a_terminal_with_echo_size_and_job_control() {
-    vm_test(async |vm| {
-        let (mut running, mut screen) = shell(vm, "c").await;
-        screen.until("ready> ").await;
-        // Echo, and a newline that becomes two characters.
-        type_in(&mut running, "echo wo''rd\n").await;
-        let shown = screen.until("ready> ").await;
-        assert!(shown.ends_with("echo wo''rd\r\nword\r\nready> "), "{shown:?}");
-        type_in(&mut running, "tty; test -t 2 && echo all three\n").await;
-        let shown = screen.until("ready> ").await;
-        assert!(shown.contains("/dev/pts/0") || shown.contains("/dev/console"), "{shown}");
-        assert!(shown.contains("all three"), "{shown}");
+    vm_test(async |vm| interactive_shell(vm, "c").await);
+}
 
-        let resize =
-            ResizePtyRequest { id: "c".to_owned(), width: 91, height: 37, ..Default::default() };
-        vm.guest().task().resize_pty(unlimited(), &resize).await.expect("resize");
-        type_in(&mut running, "stty size\n").await;
-        // The shell may show its prompt anew.
-        screen.until("37 91").await;
-        screen.until("ready> ").await;
+/// A person at a shell.
+pub async fn interactive_shell(vm: &Vm, id: &str) {
+    let (mut running, mut screen) = shell(vm, id).await;
+    screen.until("ready> ").await;
+    // Echo, and a newline that becomes two characters.
+    type_in(&mut running, "echo wo''rd\n").await;
+    let shown = screen.until("ready> ").await;
+    assert!(shown.ends_with("echo wo''rd\r\nword\r\nready> "), "{shown:?}");
+    type_in(&mut running, "tty; test -t 2 && echo all three\n").await;
+    let shown = screen.until("ready> ").await;
+    assert!(shown.contains("/dev/pts/0") || shown.contains("/dev/console"), "{shown}");
+    assert!(shown.contains("all three"), "{shown}");
 
-        // Ctrl-C ends what is in the foreground, not the shell; Ctrl-Z stops it, and fg takes it back.
-        // Each says that it runs first: the shell edits its line in raw mode.
-        type_in(&mut running, "sh -c \"echo o''n; sleep 3600\"\n").await;
-        screen.until("on\r\n").await;
-        type_in(&mut running, "\x03").await;
-        screen.until("ready> ").await;
-        type_in(&mut running, "sh -c \"echo o''n; exec cat\"\n").await;
-        screen.until("on\r\n").await;
-        type_in(&mut running, "once\n").await;
-        screen.until("once\r\nonce\r\n").await;
-        type_in(&mut running, "\x1a").await;
-        screen.until("ready> ").await;
-        type_in(&mut running, "jobs\n").await;
-        assert!(screen.until("ready> ").await.contains("Stopped"));
-        type_in(&mut running, "fg\n").await;
-        screen.until("cat").await;
-        type_in(&mut running, "twice\n").await;
-        screen.until("twice\r\ntwice\r\n").await;
-        type_in(&mut running, "\x04").await;
-        screen.until("ready> ").await;
-        type_in(&mut running, "exit 6\n").await;
-        let exit = running.exit().await;
-        assert_eq!(exit.exit_status, 6);
-        assert_eq!(exit.stderr_bytes, 0);
-        running.finish().await;
-    });
+    let resize =
+        ResizePtyRequest { id: id.to_owned(), width: 91, height: 37, ..Default::default() };
+    vm.guest().task().resize_pty(unlimited(), &resize).await.expect("resize");
+    type_in(&mut running, "stty size\n").await;
+    // The shell may show its prompt anew.
+    screen.until("37 91").await;
+    screen.until("ready> ").await;
+
+    // Ctrl-C ends what is in the foreground, not the shell; Ctrl-Z stops it, and fg takes it back.
+    // Each says that it runs first: the shell edits its line in raw mode.
+    type_in(&mut running, "sh -c \"echo o''n; sleep 3600\"\n").await;
+    screen.until("on\r\n").await;
+    type_in(&mut running, "\x03").await;
+    screen.until("ready> ").await;
+    type_in(&mut running, "sh -c \"echo o''n; exec cat\"\n").await;
+    screen.until("on\r\n").await;
+    type_in(&mut running, "once\n").await;
+    screen.until("once\r\nonce\r\n").await;
+    type_in(&mut running, "\x1a").await;
+    screen.until("ready> ").await;
+    type_in(&mut running, "jobs\n").await;
+    assert!(screen.until("ready> ").await.contains("Stopped"));
+    type_in(&mut running, "fg\n").await;
+    screen.until("cat").await;
+    type_in(&mut running, "twice\n").await;
+    screen.until("twice\r\ntwice\r\n").await;
+    type_in(&mut running, "\x04").await;
+    screen.until("ready> ").await;
+    type_in(&mut running, "exit 6\n").await;
+    let exit = running.exit().await;
+    assert_eq!(exit.exit_status, 6);
+    assert_eq!(exit.stderr_bytes, 0);
+    running.finish().await;
 }
 
 #[test]

@@ -1,20 +1,23 @@
 //! Bytes: all of them, in order, before the exit, and their ends in both directions.
 
-use qemu_tests::{Wish, noise, sha256, vm_test};
+use qemu_tests::{Vm, Wish, noise, sha256, vm_test};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MIB: usize = 1 << 20;
 
 #[test]
 fn twenty_mib_of_stdout_and_of_stderr_arrive_whole_and_are_counted() {
-    vm_test(async |vm| {
-        let size = (20 * MIB).to_string();
-        let exit = vm.run("burst", Wish::new(&["misbehave", "burst", &size, &size])).await;
-        assert_eq!(exit.status, 0);
-        assert_eq!(sha256(&exit.stdout), sha256(&noise(1, 20 * MIB)));
-        assert_eq!(sha256(&exit.stderr), sha256(&noise(2, 20 * MIB)));
-        assert_eq!((exit.wait.stdout_bytes, exit.wait.stderr_bytes), (20 << 20, 20 << 20));
-    });
+    vm_test(async |vm| both_outputs(vm, "burst", 20 * MIB).await);
+}
+
+/// So many bytes of each, all at once.
+pub async fn both_outputs(vm: &Vm, id: &str, bytes: usize) {
+    let size = bytes.to_string();
+    let exit = vm.run(id, Wish::new(&["misbehave", "burst", &size, &size])).await;
+    assert_eq!(exit.status, 0);
+    assert_eq!(sha256(&exit.stdout), sha256(&noise(1, bytes)));
+    assert_eq!(sha256(&exit.stderr), sha256(&noise(2, bytes)));
+    assert_eq!((exit.wait.stdout_bytes, exit.wait.stderr_bytes), (bytes as u64, bytes as u64));
 }
 
 #[test]
@@ -51,17 +54,19 @@ fn output_is_all_counted_when_wait_returns_before_anybody_reads_it() {
 
 #[test]
 fn twenty_mib_of_stdin_arrive_and_the_half_close_ends_them() {
-    vm_test(async |vm| {
-        let input = noise(3, 20 * MIB);
-        let mut task =
-            vm.create("sum", Wish::new(&["sha256sum"]).with_stdin()).await.expect("create");
-        let mut stdin = task.stdin.take().expect("it was asked for");
-        let running = task.start().await.expect("start");
-        stdin.write_all(&input).await.expect("the guest takes it");
-        stdin.shutdown().await.expect("a half-close");
-        let exit = running.finish().await;
-        assert_eq!((exit.status, exit.text()), (0, format!("{}  -\n", sha256(&input))));
-    });
+    vm_test(async |vm| input_to_its_end(vm, "sum", 20 * MIB).await);
+}
+
+/// So many bytes, and a half-close.
+pub async fn input_to_its_end(vm: &Vm, id: &str, bytes: usize) {
+    let input = noise(3, bytes);
+    let mut task = vm.create(id, Wish::new(&["sha256sum"]).with_stdin()).await.expect("create");
+    let mut stdin = task.stdin.take().expect("it was asked for");
+    let running = task.start().await.expect("start");
+    stdin.write_all(&input).await.expect("the guest takes it");
+    stdin.shutdown().await.expect("a half-close");
+    let exit = running.finish().await;
+    assert_eq!((exit.status, exit.text()), (0, format!("{}  -\n", sha256(&input))));
 }
 
 #[test]

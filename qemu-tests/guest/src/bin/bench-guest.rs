@@ -367,7 +367,8 @@ impl Profile {
             let kind = u32::from_le_bytes([record[0], record[1], record[2], record[3]]);
             let size = usize::from(u16::from_le_bytes([record[6], record[7]]));
             if kind == 9 && size == 24 {
-                let address = record[8..16].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+                let address =
+                    record[8..16].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
                 let pid = i32::from_le_bytes([record[16], record[17], record[18], record[19]]);
                 let symbol = symbols.partition_point(|(start, _)| *start <= address);
                 match symbol.checked_sub(1).and_then(|at| symbols.get(at)) {

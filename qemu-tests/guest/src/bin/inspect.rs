@@ -1,6 +1,7 @@
 //! Looks at the guest from a container that shares its pid namespace and has its root at the given directory:
 //! `inspect list GUEST_ROOT` prints what a container could leave behind, a line each, sorted;
-//! `inspect signal SIGNAL` sends one to the agent; `inspect memory` prints PSS of init and agent in KiB.
+//! `inspect signal SIGNAL` sends one to the agent; `inspect kill COUNT MILLIS SEED` kills that many agents at random
+//! moments, up to so long after each came; `inspect memory` prints PSS of init and agent in KiB.
 //!
 //! Promises: two listings of a guest in the same state are the same text.
 //! Never: is built into an image that we ship.
@@ -8,6 +9,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::exit;
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,13 +24,17 @@ fn main() {
             let signal = number.parse().ok().and_then(|n: i32| Signal::try_from(n).ok());
             kill(agent(), signal.expect("a signal's number")).expect("signal to the agent");
         }
+        ["kill", count, millis, seed] => {
+            let number = |text: &str| text.parse::<u64>().expect("a number");
+            kill_often(number(count), number(millis), number(seed));
+        }
         ["pid"] => println!("{}", agent()),
         ["memory"] => {
             println!("init {}", pss(1));
             println!("agent {}", pss(agent().as_raw()));
         }
         _ => {
-            eprintln!("inspect list ROOT | signal NUMBER | pid | memory");
+            eprintln!("inspect list ROOT | signal NUMBER | kill COUNT MILLIS SEED | pid | memory");
             exit(64);
         }
     }
@@ -35,6 +42,10 @@ fn main() {
 
 /// The agent is PID 1's child with the argument `agent`.
 fn agent() -> Pid {
+    find_agent().expect("an agent runs")
+}
+
+fn find_agent() -> Option<Pid> {
     processes()
         .into_iter()
         .find(|pid| {
@@ -42,7 +53,28 @@ fn agent() -> Pid {
             cmdline.split(|byte| *byte == 0).nth(1) == Some(b"agent")
         })
         .map(Pid::from_raw)
-        .expect("an agent runs")
+}
+
+/// Each agent lives for a random time, drawn evenly, so that some do not come to serve.
+fn kill_often(count: u64, millis: u64, seed: u64) {
+    let mut state = seed | 1;
+    let mut last = None;
+    for _ in 0..count {
+        let agent = loop {
+            match find_agent() {
+                Some(agent) if Some(agent) != last => break agent,
+                _ => sleep(Duration::from_millis(2)),
+            }
+        };
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        sleep(Duration::from_micros(state % (millis * 1000)));
+        // One that has died meanwhile was killed by somebody else.
+        let _ = kill(agent, Signal::SIGKILL);
+        last = Some(agent);
+    }
+    println!("killed {count}");
 }
 
 fn processes() -> Vec<i32> {

@@ -56,8 +56,15 @@ struct Arguments {
 
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Self>, Failure> {
-        let mut parsed =
-            Self { json: None, record: None, crun: None, profile: None, only: None, lives: 40, boots: 12 };
+        let mut parsed = Self {
+            json: None,
+            record: None,
+            crun: None,
+            profile: None,
+            only: None,
+            lives: 40,
+            boots: 12,
+        };
         while let Some(word) = words.next() {
             if word == "--help" || word == "-h" {
                 return Ok(None);

@@ -17,7 +17,6 @@ pub mod exec;
 pub mod io;
 pub mod kept;
 pub mod kill;
-pub mod loggers;
 pub mod oom;
 pub mod pause;
 pub mod pids;
