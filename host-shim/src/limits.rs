@@ -58,6 +58,9 @@ pub const CONSOLE_TAIL_BYTES: usize = 256 << 10;
 /// fill the host's disk.
 pub const CONSOLE_FILE_BYTES: u64 = 64 << 20;
 
+/// Times at which bytes of the console came that are kept: a whole boot at its most talkative has a tenth.
+pub const MAX_CONSOLE_ARRIVALS: usize = 4096;
+
 /// Bytes of a QMP line; QEMU's longest answers to what we ask have some hundred.
 pub const MAX_QMP_LINE_BYTES: usize = 64 << 10;
 

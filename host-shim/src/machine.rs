@@ -10,6 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -18,7 +19,9 @@ use tokio::time::timeout;
 use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
 use crate::guest;
-use crate::limits::{CONSOLE_FILE_BYTES, CONSOLE_TAIL_BYTES, QUIT_TIMEOUT, REAP_TIMEOUT};
+use crate::limits::{
+    CONSOLE_FILE_BYTES, CONSOLE_TAIL_BYTES, MAX_CONSOLE_ARRIVALS, QUIT_TIMEOUT, REAP_TIMEOUT,
+};
 use crate::vm::Description;
 use crate::vmm::GuestStream;
 pub use crate::vmm::client::Dial;
@@ -49,7 +52,11 @@ pub struct Machine {
     console: PathBuf,
     /// True when the last byte of the console is in its file.
     console_whole: watch::Receiver<bool>,
+    arrivals: Arrivals,
 }
+
+/// How many bytes of the console had come, and when: the first [`MAX_CONSOLE_ARRIVALS`] times that some came.
+type Arrivals = Arc<Mutex<Vec<(u64, Instant)>>>;
 
 /// Why there is no VM.
 #[derive(Debug, thiserror::Error)]
@@ -126,11 +133,14 @@ impl Machine {
         let files = OpenFiles::open(&vm)?;
         let file = create(&options.console)
             .map_err(|source| BootError::Console { path: options.console.clone(), source })?;
-        let (guests_end, console_whole) = record(file).map_err(BootError::Pipe)?;
+        let arrivals = Arrivals::default();
+        let (guests_end, console_whole) =
+            record(file, arrivals.clone()).map_err(BootError::Pipe)?;
         let spawned_at = Instant::now();
         let (vmm, dials) = Vmm::spawn(&options.vmm)?;
         let started = vmm.start(&vm, files, guests_end).await?;
-        Ok((Self { vmm, started, spawned_at, console: options.console, console_whole }, dials))
+        let console = options.console;
+        Ok((Self { vmm, started, spawned_at, console, console_whole, arrivals }, dials))
     }
 
     /// Dials `port` of the guest, once.
@@ -184,6 +194,11 @@ impl Machine {
     /// The last lines that the guest has printed.
     pub fn console_tail(&self, lines: usize) -> Vec<String> {
         console_tail(&self.console, lines)
+    }
+
+    /// How many bytes of the console had come, and when, in order; the earliest of them.
+    pub fn console_arrivals(&self) -> Vec<(u64, Instant)> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The file that holds what the guest has printed.
@@ -253,8 +268,9 @@ fn create(path: &Path) -> io::Result<File> {
 
 /// A pipe whose other end is written to `file`, by a thread that ends with the last holder of the pipe. Not the file
 /// itself: nobody could keep its size within bounds.
-fn record(mut file: File) -> io::Result<(OwnedFd, watch::Receiver<bool>)> {
-    let (mut reader, writer) = io::pipe()?;
+fn record(mut file: File, arrivals: Arrivals) -> io::Result<(OwnedFd, watch::Receiver<bool>)> {
+    let (reader, writer) = io::pipe()?;
+    let mut reader = Noting { reader, total: 0, arrivals };
     let (whole, is_whole) = watch::channel(false);
     let record = move || {
         // A console that cannot be read or written is worth no more than that.
@@ -263,6 +279,25 @@ fn record(mut file: File) -> io::Result<(OwnedFd, watch::Receiver<bool>)> {
     };
     std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(record)?;
     Ok((writer.into(), is_whole))
+}
+
+/// A reader that notes when something came.
+struct Noting<R> {
+    reader: R,
+    total: u64,
+    arrivals: Arrivals,
+}
+
+impl<R: Read> Read for Noting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.total += read as u64;
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        if read > 0 && arrivals.len() < MAX_CONSOLE_ARRIVALS {
+            arrivals.push((self.total, Instant::now()));
+        }
+        Ok(read)
+    }
 }
 
 fn copy_bounded(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {

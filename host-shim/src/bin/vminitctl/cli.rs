@@ -164,6 +164,13 @@ pub struct RunArgs {
     #[arg(long, help_heading = "Output")]
     pub timings: bool,
 
+    /// Draw boot and container, host and guest, into this SVG file
+    ///
+    /// A picture of who did what when, in milliseconds on one axis; any browser shows it. The guest's kernel says more
+    /// on its console for it, which makes the boot a little longer. Example: --chart boot.svg
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub chart: Option<PathBuf>,
+
     /// Keep the guest's console in this file
     ///
     /// Without it the console's last lines are shown when something fails, and are gone otherwise. At most 64 MiB are

@@ -59,6 +59,12 @@ impl Container {
         }
     }
 
+    /// What runs, for people.
+    pub fn command(&self) -> String {
+        let args = self.spec.process().as_ref().and_then(|process| process.args().as_ref());
+        args.map(|args| args.join(" ")).unwrap_or_default()
+    }
+
     /// config.json.
     pub fn config(&self) -> Vec<u8> {
         serde_json::to_vec(&self.spec).expect("a spec is JSON")

@@ -41,6 +41,15 @@ pub enum RunError {
     /// The console file could not be made.
     #[error("--console")]
     Console(#[source] io::Error),
+    /// `--chart`.
+    #[error("--chart {path:?}")]
+    Chart {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// `--append`.
     #[error("--append")]
     Cmdline(#[source] CmdlineError),

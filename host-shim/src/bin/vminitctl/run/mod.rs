@@ -11,7 +11,9 @@
 //! as they are. Never: decides what the guest does.
 
 mod bundle;
+mod chart;
 mod console;
+mod drawing;
 mod error;
 mod timings;
 
@@ -37,6 +39,7 @@ use crate::process::stdio::{self, Stdio};
 use crate::process::{Connected, Moment, ProcessError, TRIES, Target, attend, terminal};
 use bundle::Container;
 use console::Console;
+use drawing::Drawing;
 pub use error::RunError;
 use timings::{Mark, Timings};
 
@@ -60,13 +63,14 @@ pub fn run(args: RunArgs) -> Result<i32, RunError> {
     }
     // Before anything is started, so that no signal is lost or kills us without clean-up.
     let signals = signals::watch().map_err(ProcessError::Signals)?;
+    let drawing = args.chart.as_deref().map(Drawing::begin).transpose()?;
     let (name, claim, listener) = claim(args.name.as_ref())?;
     let vm = Vm { args, container, name, claim };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(ProcessError::Runtime)?;
-    let outcome = runtime.block_on(boot_and_run(&vm, listener, signals));
+    let outcome = runtime.block_on(boot_and_run(&vm, listener, signals, drawing));
     // A thread may still sit in a read of our stdin; it goes with the process.
     runtime.shutdown_background();
     outcome
@@ -105,6 +109,7 @@ async fn boot_and_run(
     vm: &Vm,
     listener: UnixListener,
     mut signals: Signals,
+    mut drawing: Option<Drawing>,
 ) -> Result<i32, RunError> {
     let console = Console::new(vm.args.console.as_deref(), &vm.claim).map_err(RunError::Console)?;
     let options = BootOptions { vmm: locate::vmm()?, console: console.path().to_owned() };
@@ -127,6 +132,9 @@ async fn boot_and_run(
     };
     timings.mark(Mark::Serving);
     timings.guest_boot(&console);
+    if let Some(drawing) = &mut drawing {
+        drawing.follow(&guest).await;
+    }
 
     let guest = SteadyGuest::new(guest, BOOT_DEADLINE);
     let status = tokio::select! {
@@ -140,6 +148,9 @@ async fn boot_and_run(
     timings.mark(Mark::Off);
     if vm.args.timings {
         eprint!("{}", timings.table(machine.accelerator()));
+    }
+    if let Some(drawing) = drawing {
+        drawing.finish(vm, &machine, &console, &timings)?;
     }
     status
 }
@@ -156,11 +167,15 @@ fn listen(
 
 fn describe(vm: &Vm) -> Result<Description, RunError> {
     let args = &vm.args;
+    // For a chart the kernel tells of its phases. What a person says comes later and wins.
+    let talkative = args.chart.as_ref().map(|_| "loglevel=7");
+    let words: Vec<&str> =
+        talkative.into_iter().chain(args.append.iter().map(String::as_str)).collect();
     let draft = Draft {
         name: vm.name.clone(),
         kernel: locate::kernel(args.kernel.clone())?,
         initramfs: Some(locate::initramfs(args.initramfs.clone())?),
-        cmdline: args.append.join(" ").parse().map_err(RunError::Cmdline)?,
+        cmdline: words.join(" ").parse().map_err(RunError::Cmdline)?,
         memory: args.memory,
         cpus: args.cpus,
         guest_cid: Default::default(),

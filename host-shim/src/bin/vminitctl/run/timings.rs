@@ -47,9 +47,18 @@ impl Timings {
         self.marks.push((mark, Instant::now()));
     }
 
-    /// When it came to pass.
-    pub fn at(&self, mark: Mark) -> Option<Instant> {
+    fn at(&self, mark: Mark) -> Option<Instant> {
         self.marks.iter().find(|(other, _)| *other == mark).map(|(_, at)| *at)
+    }
+
+    /// All of them, in milliseconds since the start.
+    pub fn marks(&self) -> Vec<(Mark, f64)> {
+        self.marks.iter().map(|(mark, at)| (*mark, self.ms(*at))).collect()
+    }
+
+    /// A moment in milliseconds since the start.
+    pub fn ms(&self, at: Instant) -> f64 {
+        at.saturating_duration_since(self.start).as_secs_f64() * 1e3
     }
 
     /// The guest has answered: its stamps of the boot are on the console.
