@@ -9,6 +9,7 @@
 //! in silence. Never: is used by anything but tests.
 
 mod blow;
+pub mod cli;
 mod container;
 mod exec;
 mod leaks;

@@ -5,11 +5,13 @@
 //! | `agent_crash` | the agent killed and stopped under running containers |
 //! | `agent_kills` | two hundred agents killed at random under a mix of lives |
 //! | `boot` | from the kernel to serving, and the ways to end |
+//! | `chart` | `vminitctl run --chart` |
 //! | `cli` | `vminitctl run` as a person uses it |
 //! | `devices` | which devices a container may open |
 //! | `errors` | every code and text that hosts branch on |
 //! | `events` | their numbers, resuming, slow subscribers |
 //! | `exec` | further processes in a container |
+//! | `exec_cli` | `vminitctl exec`, `list` and names of VMs, as a person uses them |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
 //! | `oom` | containers that run out of memory |
@@ -21,16 +23,19 @@
 //! | `reaping` | orphans and grandchildren |
 //! | `room` | full filesystems |
 //! | `stdio` | bytes, their order and their ends |
+//! | `terminal` | `vminitctl run -t` on a real terminal of the host |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
 
 mod agent_crash;
 mod agent_kills;
 mod boot;
+mod chart;
 mod cli;
 mod devices;
 mod errors;
 mod events;
 mod exec;
+mod exec_cli;
 mod launch;
 mod lifecycle;
 mod oom;
@@ -42,4 +47,5 @@ mod reaping;
 mod reattach;
 mod room;
 mod stdio;
+mod terminal;
 mod wire;

@@ -143,6 +143,14 @@ async fn boot_and_run(
             Err(RunError::died("the VM ended while the command ran", &exited, &console))
         }
     };
+    let status = match status {
+        // The same, seen by a call first.
+        Err(RunError::Process(ProcessError::Gone(lost))) if lost.is_over() => {
+            let exited = machine.exited().await;
+            Err(RunError::died("the VM ended while the command ran", &exited, &console))
+        }
+        status => status,
+    };
     power_off(&machine, &guest).await;
     server.abort();
     timings.mark(Mark::Off);
