@@ -181,7 +181,8 @@ impl OnTerminal {
 
     /// The program's end.
     pub fn ends(&mut self) -> ExitStatus {
-        wait(&mut self.child)
+        try_wait(&mut self.child)
+            .unwrap_or_else(|| panic!("it does not end; on the screen: {:?}", self.screen()))
     }
 
     /// Fails unless the terminal is as it was before the program.
@@ -200,15 +201,21 @@ impl Drop for OnTerminal {
 
 /// Waits for a program's end.
 pub fn wait(child: &mut Child) -> ExitStatus {
+    try_wait(child).unwrap_or_else(|| {
+        let _ = child.kill();
+        panic!("it does not end")
+    })
+}
+
+fn try_wait(child: &mut Child) -> Option<ExitStatus> {
     let until = Instant::now() + Duration::from_secs(PATIENCE_S);
     while Instant::now() < until {
         if let Some(status) = child.try_wait().expect("our child") {
-            return status;
+            return Some(status);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    let _ = child.kill();
-    panic!("it does not end");
+    None
 }
 
 /// Processes that `pid` has started and that live.

@@ -1,15 +1,13 @@
 //! `vminitctl run`, as a person uses it: held against the same command run locally.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use qemu_tests::{Wish, noise, rootfs, sha256};
+use qemu_tests::cli::{self, bundle_beside_the_agent};
+use qemu_tests::{noise, rootfs, sha256};
 
 fn vminitctl() -> Command {
-    let dist = std::env::var_os("VMINITD_DIST")
-        .expect("VMINITD_DIST is not set; run the VM tests with `./dev test`");
-    Command::new(PathBuf::from(dist).join("bin/vminitctl"))
+    Command::new(cli::vminitctl())
 }
 
 fn run(args: &[&str]) -> Output {
@@ -139,15 +137,7 @@ fn run_names_the_option_and_what_would_do() {
 
 #[test]
 fn run_notices_nothing_when_the_agent_is_killed() {
-    let bundle = tempfile::tempdir().expect("a directory");
-    let mut wish = Wish::sh("inspect signal 9; sleep 1; cat; exit 4")
-        .in_guest_pid_namespace()
-        .with_guest_root();
-    // The guest's own root is no path of the host's; what is in the pid namespace does.
-    let mounts = wish.spec["mounts"].as_array_mut().expect("the default spec has some");
-    mounts.retain(|mount| mount["destination"] != "/guest");
-    std::fs::write(bundle.path().join("config.json"), wish.spec.to_string()).expect("a new file");
-    std::os::unix::fs::symlink(rootfs(), bundle.path().join("rootfs")).expect("a new link");
+    let bundle = bundle_beside_the_agent("inspect signal 9; sleep 1; cat; exit 4");
     let mut child = vminitctl()
         .args(["run", "-i", "--bundle"])
         .arg(bundle.path())
