@@ -6,6 +6,7 @@
 //! | `agent_kills` | two hundred agents killed at random under a mix of lives |
 //! | `boot` | from the kernel to serving, and the ways to end |
 //! | `chart` | `vminitctl run --chart` |
+//! | `bursts` | hundreds of execs that write and exit at once |
 //! | `cli` | `vminitctl run` as a person uses it |
 //! | `devices` | which devices a container may open |
 //! | `errors` | every code and text that hosts branch on |
@@ -30,6 +31,7 @@ mod agent_crash;
 mod agent_kills;
 mod boot;
 mod chart;
+mod bursts;
 mod cli;
 mod devices;
 mod errors;
