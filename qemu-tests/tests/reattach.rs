@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use host_shim::guest::unlimited;
+use host_shim::guest::{Attached, SteadyGuest, Which, unlimited};
 use qemu_tests::{PATIENCE_S, Vm, Wish, inspector, noise, sha256, vm_test};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -49,9 +49,12 @@ fn output_of_a_host_that_comes_back_goes_on_where_it_left_the_guest() {
         second.read_exact(&mut piece).await.expect("output");
         assert!(piece == all[begins..begins + 400_000]);
         // A stream that is not lost can be replaced as well; the old one ends, with all that was sent to it.
-        let mut third = vm.stream("third").await;
-        let answer = attach(vm, stdout_of("burst", "third")).await.expect("attach");
-        let next = answer.stdout_bytes as usize;
+        let steady = SteadyGuest::new(vm.guest(), Duration::from_secs(PATIENCE_S));
+        let stdout = Which { stdout: true, ..Default::default() };
+        let streams = steady.attach("burst", "", stdout).await.expect("attach");
+        let Attached { stream: mut third, next_byte } = streams.stdout.expect("asked for");
+        assert!(streams.stdin.is_none() && streams.stderr.is_none());
+        let next = next_byte as usize;
         second.read_to_end(&mut piece).await.expect("its end");
         assert!(piece == all[begins..next], "{} bytes from {begins} to {next}", piece.len());
         kill_agent(vm, "blow1").await;

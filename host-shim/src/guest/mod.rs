@@ -4,6 +4,7 @@
 //! Promises: "serving" means that the guest has answered a call, nothing less.
 //! Never: knows what runs the VM; [`Dial`] is all that it asks of it.
 
+mod attach;
 mod handshake;
 mod steady;
 
@@ -26,6 +27,7 @@ use vminitd_protocol::ports::{DEFAULT_RPC_PORT, DEFAULT_STREAM_PORT};
 
 use crate::vmm::GuestStream;
 
+pub use attach::{AttachError, Attached, Streams, Which};
 pub use handshake::StreamError;
 pub use steady::{CallError, SteadyGuest};
 
