@@ -2,11 +2,14 @@
 //!
 //! The disk is a real one, the container is root with CAP_MKNOD, and no mount forbids devices: only the rules do.
 
+use std::time::Duration;
+
 use host_shim::guest::unlimited;
 use host_shim::vm::{Disk, Serial};
 use qemu_tests::{Options, Wish, vm_test_with};
 use serde_json::{Value, json};
-use vminitd_protocol::pb::containerd::task::v3::UpdateTaskRequest;
+use tokio::io::AsyncWriteExt;
+use vminitd_protocol::pb::containerd::task::v3::{PidsRequest, UpdateTaskRequest};
 use vminitd_protocol::pb::google::protobuf::Any;
 
 /// `node NAME KIND MAJOR MINOR` makes a node; `try NAME` prints what opening it for each direction says.
@@ -108,12 +111,14 @@ fn container_opens_only_devices_that_it_was_allowed() {
 fn update_replaces_the_device_rules_of_what_runs() {
     let directory = tempfile::tempdir().expect("a directory");
     vm_test_with(options(&directory), async |vm| {
+        // Ten processes more each time, so that their number tells how far it is.
         let wish = script(
-            "node vda b $(disk); try vda; echo >/dev/shm/tried
-             until dd if=/dev/vda of=/dev/null bs=512 count=1 2>/dev/null; do sleep 0.05; done; try vda
-             while dd if=/dev/vda of=/dev/null bs=512 count=1 2>/dev/null; do sleep 0.05; done; try vda",
+            "step() { for i in 1 2 3 4 5 6 7 8 9 10; do sleep 3600 >/dev/null 2>&1 & done; read line; }
+             node vda b $(disk); try vda; step; try vda; step; try vda",
         );
-        let running = vm.create("c", wish).await.expect("create").start().await.expect("start");
+        let mut running =
+            vm.create("c", wish.with_stdin()).await.expect("create").start().await.expect("start");
+        let mut stdin = running.task.stdin.take().expect("stdin");
         let update = async |resources: Value| {
             let resources =
                 Any { type_url: String::new(), value: resources.to_string().into_bytes() };
@@ -122,16 +127,24 @@ fn update_replaces_the_device_rules_of_what_runs() {
                 resources: Some(resources),
                 ..Default::default()
             };
-            vm.guest().task().update(unlimited(), &request).await
+            vm.guest().task().update(unlimited(), &request).await.expect("update");
+        };
+        let pids = PidsRequest { id: "c".to_owned() };
+        let processes = async |count| {
+            while vm.guest().task().pids(unlimited(), &pids).await.expect("pids").processes.len()
+                < count
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         };
         // Another resource leaves the rules alone.
-        update(json!({ "pids": { "limit": 100 } })).await.expect("update");
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-        update(json!({ "devices": [{ "allow": true, "type": "b", "access": "r" }] }))
-            .await
-            .expect("update");
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-        update(json!({ "devices": [{ "allow": false }] })).await.expect("update");
+        update(json!({ "pids": { "limit": 100 } })).await;
+        processes(11).await;
+        update(json!({ "devices": [{ "allow": true, "type": "b", "access": "r" }] })).await;
+        stdin.write_all(b"\n").await.expect("write");
+        processes(21).await;
+        update(json!({ "devices": [{ "allow": false }] })).await;
+        stdin.write_all(b"\n").await.expect("write");
         let text = running.finish().await.text();
         let denied = format!("vda read: {DENIED}\nvda write: {DENIED}\n");
         assert_eq!(text, format!("vda made\n{denied}vda read\nvda write: {DENIED}\n{denied}"));

@@ -205,10 +205,9 @@ fn mount_of_a_type_that_we_do_not_know_is_named() {
 fn what_is_not_built_yet_says_so() {
     vm_test(async |vm| {
         let task = vm.create("c", Wish::new(&["sleep", "3600"])).await.expect("create");
-        assert_eq!(
-            refusal(ask!(vm, checkpoint, CheckpointTaskRequest { id: "c" })).0,
-            Code::UNIMPLEMENTED
-        );
+        let (code, text) = refusal(ask!(vm, checkpoint, CheckpointTaskRequest { id: "c" }));
+        assert_eq!(code, Code::UNIMPLEMENTED);
+        assert_eq!(text, "checkpoint: a process in a VM is saved with its VM: not implemented");
         task.kill(9).await.expect("kill");
         task.wait().await.expect("wait");
         task.delete().await.expect("delete");

@@ -22,7 +22,9 @@
 //! | `pty` | terminals in the guest |
 //! | `reattach` | streams that are lost and replaced |
 //! | `reaping` | orphans and grandchildren |
+//! | `resources` | Update and Stats: limits that bite, figures that are true |
 //! | `room` | full filesystems |
+//! | `sinks` | output to files, named pipes and programs of the guest |
 //! | `stdio` | bytes, their order and their ends |
 //! | `terminal` | `vminitctl run -t` on a real terminal of the host |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
@@ -47,7 +49,9 @@ mod pods;
 mod pty;
 mod reaping;
 mod reattach;
+mod resources;
 mod room;
+mod sinks;
 mod stdio;
 mod terminal;
 mod wire;

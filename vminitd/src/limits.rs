@@ -126,6 +126,10 @@ pub const STREAM_HANDSHAKE: Duration = Duration::from_secs(5);
 pub const UNCLAIMED_STREAM_AGE: Duration = Duration::from_secs(60);
 /// Output that waits for the host, without progress, before an exit is published without it.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// For a program that takes output to say that it is ready.
+pub const LOGGER_READY: Duration = Duration::from_secs(10);
+/// For it to end once there is no more output.
+pub const LOGGER_END: Duration = Duration::from_secs(10);
 /// Silence after which a stream counts as empty once `CloseIO` was called.
 pub const STDIN_QUIET: Duration = Duration::from_millis(200);
 /// After a named pipe read as ended though it has writers, before it is read again.

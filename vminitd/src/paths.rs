@@ -20,6 +20,9 @@ pub const CGROUP_CONTAINERS: &str = "/sys/fs/cgroup/containers";
 /// The same as it stands in a spec's `linux.cgroupsPath`: relative to the hierarchy's root.
 pub const CGROUP_CONTAINERS_IN_SPEC: &str = "/containers";
 
+/// Block devices.
+pub const SYS_BLOCK: &str = "/sys/block";
+
 /// Where the system's console is.
 pub const CONSOLE: &str = "/dev/console";
 /// The kernel's log.

@@ -48,6 +48,7 @@ use self::init_client::{InitClient, Notice};
 use self::profile::Profile;
 use self::server::accept::HostListener;
 use self::stdio::streams::Streams;
+use self::task::loggers::Loggers;
 use self::task::restore::Pending;
 use self::task::table::Table;
 use crate::config::Config;
@@ -75,6 +76,8 @@ pub struct Agent {
     pub tasks: Arc<Table>,
     /// Containers of agents before, whose launch goes on.
     pub pending: Pending,
+    /// Programs that take output.
+    pub loggers: Loggers,
     /// Streams that the host has opened.
     pub streams: Arc<Streams>,
     /// What is published.
@@ -205,6 +208,7 @@ impl Agent {
             init,
             tasks: Arc::default(),
             pending: Pending::default(),
+            loggers: Loggers::default(),
             streams: Arc::default(),
             events: Arc::new(events),
             guard: Arc::default(),

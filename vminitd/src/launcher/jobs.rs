@@ -2,6 +2,7 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
+use std::process::Command;
 
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
@@ -16,6 +17,7 @@ use super::{Stdio, reason, user_namespace};
 use crate::link::message::{Job, Launch};
 use crate::log;
 use crate::paths;
+use crate::sys::program::spawn;
 
 /// Why a job failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,8 @@ enum JobError {
     Console(#[from] ConsoleError),
     #[error(transparent)]
     Scratch(#[from] ScratchError),
+    #[error("execute")]
+    Program(#[source] std::io::Error),
     #[error("open /dev/null")]
     Null(#[source] std::io::Error),
     #[error("join the container's user namespace")]
@@ -78,6 +82,10 @@ fn job(
                 .build()?;
             (pid, console)
         }
+        Job::Log { program, args, namespace } => {
+            let pid = log_with(container, namespace, program, args, stdio)?;
+            return Ok((Outcome::Launched { pid }, None));
+        }
         Job::StartWithHooks => {
             load(container)?.start()?;
             return Ok((Outcome::Done, None));
@@ -108,6 +116,28 @@ fn builder(
         .with_stdin(or_null(stdio.stdin)?)
         .with_stdout(or_null(stdio.stdout)?)
         .with_stderr(or_null(stdio.stderr)?))
+}
+
+/// Starts a program as containerd's shims start loggers: output on 3 and 4, and 5 to say that it is
+/// ready.
+fn log_with(
+    container: &str,
+    namespace: &str,
+    program: &str,
+    args: &[String],
+    stdio: Stdio,
+) -> Result<i32, JobError> {
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .env("CONTAINER_ID", container)
+        .env("CONTAINER_NAMESPACE", namespace)
+        .current_dir("/");
+    let mut fds = vec![(or_null(stdio.stdout)?, 3), (or_null(stdio.stderr)?, 4)];
+    fds.extend(stdio.ready.map(|ready| (ready, 5)));
+    let child = spawn(&mut command, fds).map_err(JobError::Program)?;
+    // Its pid is init's to know; it becomes init's child when this process ends.
+    i32::try_from(child.id()).map_err(|_| JobError::NoProcess)
 }
 
 fn or_null(fd: Option<OwnedFd>) -> Result<OwnedFd, JobError> {

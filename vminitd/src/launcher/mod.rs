@@ -83,6 +83,7 @@ struct Stdio {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    ready: Option<OwnedFd>,
 }
 
 impl Stdio {
@@ -93,6 +94,7 @@ impl Stdio {
                 FdRole::Stdin => stdio.stdin = Some(fd),
                 FdRole::Stdout => stdio.stdout = Some(fd),
                 FdRole::Stderr => stdio.stderr = Some(fd),
+                FdRole::Ready => stdio.ready = Some(fd),
             }
         }
         stdio
@@ -110,23 +112,24 @@ impl Job {
             Job::Create { no_new_keyring, .. } | Job::Exec { no_new_keyring, .. } => {
                 *no_new_keyring
             }
+            Job::Log { .. } => false,
             Job::StartWithHooks | Job::DeleteWithHooks => true,
         }
     }
 
     /// Whether AF_VSOCK stays open to the container. Hooks of a start or a delete are the host's
-    /// own programs.
+    /// own programs, and so are loggers.
     fn allows_vsock(&self) -> bool {
         match self {
             Job::Create { allow_vsock, .. } | Job::Exec { allow_vsock, .. } => *allow_vsock,
-            Job::StartWithHooks | Job::DeleteWithHooks => true,
+            Job::Log { .. } | Job::StartWithHooks | Job::DeleteWithHooks => true,
         }
     }
 
     fn terminal(&self) -> bool {
         match self {
             Job::Create { terminal, .. } | Job::Exec { terminal, .. } => *terminal,
-            Job::StartWithHooks | Job::DeleteWithHooks => false,
+            Job::Log { .. } | Job::StartWithHooks | Job::DeleteWithHooks => false,
         }
     }
 }

@@ -226,6 +226,15 @@ pub enum Job {
         /// Let the process make AF_VSOCK sockets.
         allow_vsock: bool,
     },
+    /// A program of the guest that takes a container's output, in the guest's own namespaces.
+    Log {
+        /// Its path.
+        program: String,
+        /// Its arguments, behind the program's name.
+        args: Vec<String>,
+        /// The container's namespace, for its environment.
+        namespace: String,
+    },
     /// libcontainer's start, for a container with poststart hooks.
     StartWithHooks,
     /// libcontainer's delete, for a container with poststop hooks.
@@ -241,6 +250,9 @@ pub enum FdRole {
     Stdout,
     /// Write end for the process's fd 2.
     Stderr,
+    /// Write end for a logger's fd 5, by which it says that it is ready; its fds 3 and 4 are read
+    /// ends in place of [`FdRole::Stdout`] and [`FdRole::Stderr`].
+    Ready,
 }
 
 /// Why a launch failed.

@@ -17,6 +17,7 @@ pub mod keyring;
 pub mod loopback;
 pub mod numbers;
 pub mod pidfd;
+pub mod program;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod shared_memory;

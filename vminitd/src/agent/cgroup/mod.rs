@@ -8,6 +8,7 @@
 pub mod apply;
 pub mod devices;
 pub mod guard;
+pub mod io_cost;
 pub mod plan;
 pub mod stats;
 
@@ -58,6 +59,9 @@ pub enum CgroupError {
     /// The kernel refused a resource.
     #[error(transparent)]
     Refused(#[from] apply::Refused),
+    /// Weights for disks.
+    #[error("blockIO.weight: let disks go by weight")]
+    IoCost(#[source] io::Error),
     /// The device rules.
     #[error(transparent)]
     Devices(#[from] guard::GuardError),
@@ -99,6 +103,7 @@ impl Cgroup {
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         let program = guard.program(rules.unwrap_or_default())?;
         self.create()?;
+        prepare(&plan)?;
         let _kept = apply::apply(&self.path, &plan)?;
         Ok(program.attach(&self.path)?)
     }
@@ -112,6 +117,7 @@ impl Cgroup {
         let plan = plan::plan(resources)?;
         let rules = resources.devices().as_deref().filter(|rules| !rules.is_empty());
         let program = rules.map(|rules| guard.program(rules)).transpose()?;
+        prepare(&plan)?;
         let mut applied = apply::apply(&self.path, &plan)?;
         if let Some(program) = program
             && let Err(error) = program.attach(&self.path)
@@ -285,6 +291,14 @@ impl Cgroup {
         let path = if file.is_empty() { self.path.clone() } else { self.path.join(file) };
         CgroupError::Io { verb, path, source }
     }
+}
+
+/// What a plan needs of the kernel beyond the cgroup.
+fn prepare(plan: &[plan::Write]) -> Result<(), CgroupError> {
+    if plan.iter().any(|write| write.how == plan::How::BlockWeight) {
+        io_cost::turn_on().map_err(CgroupError::IoCost)?;
+    }
+    Ok(())
 }
 
 /// ENODEV is what an open file of a removed cgroup says.

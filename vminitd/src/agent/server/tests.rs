@@ -69,6 +69,7 @@ fn setup() -> Setup {
         init: Arc::new(InitClient::new(Link::new(ours).unwrap(), 1)),
         tasks: Arc::default(),
         pending: Default::default(),
+        loggers: Default::default(),
         streams: Arc::default(),
         events: Arc::new(Hub::unkept("boot")),
     });

@@ -36,8 +36,10 @@ pub enum Ended {
 /// Where stdin comes from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A stream of the host, or a file. None when it is lost already.
+    /// A stream of the host. None when it is lost already.
     Stream(Option<Arc<End>>, Loss),
+    /// A file.
+    File(Arc<End>),
     /// A named pipe: it is at its end only after a writer has been there.
     Fifo(Arc<End>),
 }
@@ -46,7 +48,7 @@ impl Source {
     fn end(&self) -> Option<&End> {
         match self {
             Self::Stream(end, _) => end.as_deref(),
-            Self::Fifo(end) => Some(end),
+            Self::File(end) | Self::Fifo(end) => Some(end),
         }
     }
 
@@ -162,7 +164,7 @@ impl Input {
 /// A named pipe that nobody has opened for writing yet: it reads as ended, but is not hung up.
 fn starting(source: &Source) -> bool {
     match source {
-        Source::Stream(..) => false,
+        Source::Stream(..) | Source::File(_) => false,
         Source::Fifo(end) => readiness(end.as_fd()).is_ok_and(|now| !now.hung_up),
     }
 }

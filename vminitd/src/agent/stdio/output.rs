@@ -40,7 +40,7 @@ pub enum Sink {
     /// A stream of the host: half-closed at the output's end, closed by Delete. None when it is lost
     /// already.
     Stream(Option<Arc<End>>, Loss),
-    /// A file or named pipe, closed at the output's end.
+    /// A file, a named pipe or the pipe of a program; closed at the output's end.
     File(End),
 }
 
@@ -117,6 +117,10 @@ impl Output {
                     self.ended.store(true, Ordering::Relaxed);
                     self.progress.notify_waiters();
                     sink.done();
+                    if matches!(*sink, Sink::File(_)) {
+                        // Who reads it sees its end.
+                        self.sink.send_replace(Arc::new(Sink::Stream(None, Loss::Discard)));
+                    }
                     return;
                 }
             }
@@ -151,6 +155,11 @@ impl Output {
                 }
             }
         }
+    }
+
+    /// Whether it goes to a file, named pipe or program of the guest now.
+    pub fn goes_into_guest(&self) -> bool {
+        matches!(**self.sink.borrow(), Sink::File(_))
     }
 
     /// Bytes that have left the pipe.

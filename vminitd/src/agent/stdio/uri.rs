@@ -22,6 +22,17 @@ pub enum Uri {
     Fifo(PathBuf),
     /// `file:PATH`: a file in the guest, written at its end.
     File(PathBuf),
+    /// `binary:PATH?key=value&...`: a program in the guest that takes the output.
+    Binary(Program),
+}
+
+/// A program that takes a process's output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Keys and values of the query, in its order.
+    pub args: Vec<String>,
 }
 
 impl Uri {
@@ -41,6 +52,7 @@ impl Uri {
             KEEP => stream(rest, Loss::Keep),
             "fifo" => path(rest).map(Self::Fifo),
             "file" => path(rest).map(Self::File),
+            "binary" => program(rest).map(Self::Binary),
             _ => Err(RpcError::Scheme(scheme.to_owned())),
         }
     }
@@ -50,6 +62,33 @@ fn stream(rest: &str, loss: Loss) -> Result<Uri, RpcError> {
     let id = rest.strip_prefix("//").unwrap_or(rest);
     let id = StreamId::try_from(id.to_owned()).map_err(|error| RpcError::invalid(&error))?;
     Ok(Uri::Stream(id, loss))
+}
+
+fn program(rest: &str) -> Result<Program, RpcError> {
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let place = path(&decoded(place)?)?;
+    let mut args = vec![];
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        for word in pair.splitn(2, '=') {
+            args.push(decoded(&word.replace('+', " "))?);
+        }
+    }
+    Ok(Program { path: place, args })
+}
+
+/// Without percent-encoding. RFC 3986, 2.1.
+fn decoded(text: &str) -> Result<String, RpcError> {
+    let wrong = || RpcError::Invalid(format!("stdio URI with a wrong % in {text:?}"));
+    let mut bytes = vec![];
+    let mut parts = text.split('%');
+    bytes.extend(parts.next().unwrap_or_default().bytes());
+    for part in parts {
+        let hex = part.get(..2).filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).ok_or_else(wrong)?;
+        bytes.push(byte);
+        bytes.extend(part.bytes().skip(2));
+    }
+    String::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).ok_or_else(wrong)
 }
 
 /// The URI of a stream, as a request would have it.
@@ -87,16 +126,33 @@ mod tests {
         for text in ["/a/b", "fifo:///a/b", "fifo:/a/b"] {
             assert_eq!(Uri::parse(text).unwrap(), Uri::Fifo("/a/b".into()), "{text}");
         }
+        for (text, path, args) in [
+            ("binary:///bin/logger", "/bin/logger", &[][..]),
+            ("binary:/b%20in?", "/b in", &[]),
+            (
+                "binary:///b?id=c%3d1&flag&empty=&a+b=c=d",
+                "/b",
+                &["id", "c=1", "flag", "empty", "", "a b", "c=d"],
+            ),
+        ] {
+            let args = args.iter().map(|arg| String::from(*arg)).collect();
+            assert_eq!(Uri::parse(text).unwrap(), Uri::Binary(Program { path: path.into(), args }));
+        }
         assert_eq!(Uri::parse("file:///var/log/x").unwrap(), Uri::File("/var/log/x".into()));
     }
 
     #[test]
     fn what_is_not_served_is_refused_by_name() {
         let text = |uri| Uri::parse(uri).unwrap_err().to_string();
-        assert_eq!(text("binary:///bin/logger?a=b"), "unsupported STDIO scheme binary");
         assert_eq!(text("http://x"), "unsupported STDIO scheme http");
         assert!(text("relative/path").contains("not absolute"));
         assert!(text("file:x").contains("not absolute"));
+        assert!(text("binary:logger").contains("not absolute"));
+        for wrong in ["%", "%1", "%zz", "%+1", "%ff", "%00", "%é"] {
+            let uri = format!("binary:///a?k={wrong}");
+            let error = Uri::parse(&uri).unwrap_err().to_string();
+            assert!(error.contains("with a wrong %"), "{wrong}: {error}");
+        }
         assert!(text("stream://").contains("stream id of 0 bytes"));
     }
 }

@@ -20,7 +20,7 @@ use vminitd_protocol::handshake::StreamId;
 use super::end::End;
 use super::input::Source;
 use super::output::{Loss, Sink};
-use super::uri::Uri;
+use super::uri::{Program, Uri};
 use crate::agent::errors::RpcError;
 use crate::link::message::FdRole;
 use crate::sys::splice::pipe;
@@ -45,6 +45,19 @@ pub struct Ends {
     pub stdout: Option<Sink>,
     /// Where stderr goes; None also when that is where stdout goes.
     pub stderr: Option<Sink>,
+    /// Programs that take the output, to be started.
+    pub loggers: Vec<Logger>,
+}
+
+/// A program that takes output, and what it is to read.
+#[derive(Debug)]
+pub struct Logger {
+    /// Which program.
+    pub program: Program,
+    /// Read end of what stdout is moved to.
+    pub stdout: Option<OwnedFd>,
+    /// Read end of what stderr is moved to.
+    pub stderr: Option<OwnedFd>,
 }
 
 /// The agent's ends of a process's pipes.
@@ -60,6 +73,12 @@ pub struct Pipes {
     pub console_out: Option<OwnedFd>,
     /// With a terminal: read end of stdin's, for what the process is to read.
     pub console_in: Option<OwnedFd>,
+    /// In a new agent: what stdin comes from, if that is in the guest.
+    pub stdin_from: Option<OwnedFd>,
+    /// In a new agent: what stdout goes to, if that is in the guest.
+    pub stdout_to: Option<OwnedFd>,
+    /// In a new agent: what stderr goes to, if that is in the guest.
+    pub stderr_to: Option<OwnedFd>,
 }
 
 /// The process's ends.
@@ -94,11 +113,11 @@ pub enum WiringError {
 impl Uris {
     /// Reads them as they stand in a request.
     pub fn parse(stdin: &str, stdout: &str, stderr: &str) -> Result<Self, RpcError> {
-        Ok(Self {
-            stdin: Uri::parse(stdin)?,
-            stdout: Uri::parse(stdout)?,
-            stderr: Uri::parse(stderr)?,
-        })
+        let stdin = match Uri::parse(stdin)? {
+            Uri::Binary(_) => return Err(RpcError::Scheme("binary for stdin".to_owned())),
+            stdin => stdin,
+        };
+        Ok(Self { stdin, stdout: Uri::parse(stdout)?, stderr: Uri::parse(stderr)? })
     }
 
     /// Those of a process with a terminal: it has no stderr of its own, whatever the request says.
@@ -121,12 +140,59 @@ impl Uris {
 
     /// Opens what they name; `claimed` has the ends of [`Self::streams`].
     pub fn open(&self, claimed: &HashMap<StreamId, Arc<End>>) -> Result<Ends, WiringError> {
-        let stderr = if self.merged() { None } else { open_sink(&self.stderr, claimed)? };
-        Ok(Ends {
-            stdin: open_source(&self.stdin, claimed)?,
-            stdout: open_sink(&self.stdout, claimed)?,
-            stderr,
-        })
+        let stdin = open_source(&self.stdin, claimed)?;
+        let (stdout, for_stdout) = open_sink(&self.stdout, claimed)?;
+        let (stderr, for_stderr) = match self.merged() {
+            true => (None, None),
+            false => open_sink(&self.stderr, claimed)?,
+        };
+        let logger =
+            |program: &Program, stdout, stderr| Logger { program: program.clone(), stdout, stderr };
+        let loggers = match (&self.stdout, &self.stderr) {
+            (Uri::Binary(one), Uri::Binary(other)) if one == other => {
+                vec![logger(one, for_stdout, for_stderr)]
+            }
+            (stdout, stderr) => {
+                let mut loggers = vec![];
+                if let Uri::Binary(program) = stdout {
+                    loggers.push(logger(program, for_stdout, None));
+                }
+                if let Uri::Binary(program) = stderr {
+                    loggers.push(logger(program, None, for_stderr));
+                }
+                loggers
+            }
+        };
+        Ok(Ends { stdin, stdout, stderr, loggers })
+    }
+
+    /// The same in a new agent: what is in the guest was kept, and is not opened again; where nothing
+    /// was kept, it has ended.
+    pub fn reopen(
+        &self,
+        claimed: &HashMap<StreamId, Arc<End>>,
+        pipes: &mut Pipes,
+    ) -> io::Result<Ends> {
+        let sink = |uri: &Uri, kept: Option<OwnedFd>| {
+            Ok::<_, io::Error>(match (uri, kept) {
+                (Uri::Null, _) => None,
+                (Uri::Stream(id, loss), _) => Some(Sink::Stream(claimed.get(id).cloned(), *loss)),
+                (_, Some(kept)) => Some(Sink::File(End::new(kept)?)),
+                (_, None) => Some(Sink::Stream(None, Loss::Discard)),
+            })
+        };
+        let stdin = match (&self.stdin, pipes.stdin_from.take()) {
+            (Uri::Null, _) => None,
+            (Uri::Stream(id, loss), _) => Some(Source::Stream(claimed.get(id).cloned(), *loss)),
+            (_, Some(kept)) => Some(source(End::new(kept)?)),
+            (_, None) => Some(Source::Stream(None, Loss::Discard)),
+        };
+        let stdout = sink(&self.stdout, pipes.stdout_to.take())?;
+        let stderr = match self.merged() {
+            true => None,
+            false => sink(&self.stderr, pipes.stderr_to.take())?,
+        };
+        Ok(Ends { stdin, stdout, stderr, loggers: vec![] })
     }
 
     /// Makes the pipes of all that is not /dev/null.
@@ -170,6 +236,8 @@ impl Uris {
     pub fn merged(&self) -> bool {
         match (&self.stdout, &self.stderr) {
             (Uri::Stream(stdout, _), Uri::Stream(stderr, _)) => stdout == stderr,
+            // One program, but it tells the two apart.
+            (Uri::Binary(_), Uri::Binary(_)) => false,
             (stdout, stderr) => stdout == stderr,
         }
     }
@@ -202,6 +270,9 @@ impl Pipes {
                 STDERR => pipes.stderr = Some(fd),
                 CONSOLE => pipes.console_out = Some(fd),
                 CONSOLE_IN => pipes.console_in = Some(fd),
+                STDIN_FROM => pipes.stdin_from = Some(fd),
+                STDOUT_TO => pipes.stdout_to = Some(fd),
+                STDERR_TO => pipes.stderr_to = Some(fd),
                 _ => {}
             }
         }
@@ -213,6 +284,12 @@ impl Pipes {
 pub const STDIN: &str = "stdin";
 /// Under which name the write end of the pipe behind a terminal is kept.
 pub const CONSOLE: &str = "console";
+/// Under which name what stdin comes from is kept, if that is in the guest.
+pub const STDIN_FROM: &str = "stdin-from";
+/// Under which name what stdout goes to is kept, if that is in the guest.
+pub const STDOUT_TO: &str = "stdout-to";
+/// Under which name what stderr goes to is kept, if that is in the guest.
+pub const STDERR_TO: &str = "stderr-to";
 const STDOUT: &str = "stdout";
 const STDERR: &str = "stderr";
 const CONSOLE_IN: &str = "console-in";
@@ -227,36 +304,48 @@ fn open_source(
             return Ok(Some(Source::Stream(claimed.get(id).cloned(), *loss)));
         }
         Uri::Fifo(path) | Uri::File(path) => path,
+        // Nothing comes from there, and parsing has refused it.
+        Uri::Binary(_) => return Ok(None),
     };
     let file = open(path, OpenOptions::new().read(true))?;
-    let end = Arc::new(end_of(path, file)?);
-    // A path may name a file whatever the URI says.
-    Ok(Some(match *end {
-        End::Polled(_) => Source::Fifo(end),
-        End::Plain(_) => Source::Stream(Some(end), Loss::Discard),
-    }))
+    Ok(Some(source(end_of(path, file)?)))
 }
 
+/// A path may name a file or a named pipe, whatever the URI says.
+fn source(end: End) -> Source {
+    match end {
+        End::Polled(_) => Source::Fifo(Arc::new(end)),
+        End::Plain(_) => Source::File(Arc::new(end)),
+    }
+}
+
+/// A sink, and what is left for a program to read.
 fn open_sink(
     uri: &Uri,
     claimed: &HashMap<StreamId, Arc<End>>,
-) -> Result<Option<Sink>, WiringError> {
-    match uri {
-        Uri::Null => Ok(None),
-        Uri::Stream(id, loss) => Ok(Some(Sink::Stream(claimed.get(id).cloned(), *loss))),
+) -> Result<(Option<Sink>, Option<OwnedFd>), WiringError> {
+    let sink = match uri {
+        Uri::Null => None,
+        Uri::Stream(id, loss) => Some(Sink::Stream(claimed.get(id).cloned(), *loss)),
+        Uri::Binary(_) => {
+            let (read, write) = pipe().map_err(WiringError::Pipe)?;
+            let write = End::new(write).map_err(WiringError::Pipe)?;
+            return Ok((Some(Sink::File(write)), Some(read)));
+        }
         Uri::Fifo(path) => {
             // Read-write: opening does not wait for a reader, and one that leaves breaks nothing.
             let file = open(path, OpenOptions::new().read(true).write(true))?;
-            Ok(Some(Sink::File(end_of(path, file)?)))
+            Some(Sink::File(end_of(path, file)?))
         }
         Uri::File(path) => {
             // Not O_APPEND, which splice refuses.
             let mut file = open(path, OpenOptions::new().write(true).create(true).mode(0o644))?;
             file.seek(SeekFrom::End(0))
                 .map_err(|source| WiringError::Open { path: path.clone(), source })?;
-            Ok(Some(Sink::File(end_of(path, file)?)))
+            Some(Sink::File(end_of(path, file)?))
         }
-    }
+    };
+    Ok((sink, None))
 }
 
 fn open(path: &Path, how: &mut OpenOptions) -> Result<File, WiringError> {

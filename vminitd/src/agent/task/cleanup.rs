@@ -94,6 +94,12 @@ pub async fn remove(agent: &Arc<Agent>, remains: Remains) -> Result<(), CleanupE
     if record.poststop {
         run_poststop(agent, &id).await;
     }
+    let mut streams = streams;
+    if agent.loggers.has(id.as_str()) {
+        // A program may lie in the rootfs, and its input ends with what is released.
+        release(agent, &id, std::mem::take(&mut streams)).await?;
+        agent.loggers.end_all(id.as_str()).await;
+    }
     let directory = agent.dirs.container(&id);
     let on_disk = tokio::task::spawn_blocking({
         let (agent, id) = (agent.clone(), id.clone());

@@ -168,7 +168,15 @@ impl<'a> Attempt<'a> {
         self.save()?;
         let init = Process::init(&self.id, directory.clone(), self.process.clone(), counters);
         let owner = Owner { uid: options.io_uid, gid: options.io_gid };
-        let wired = io::wire(self.agent, &init.target, &self.process, owner, &self.streams).await?;
+        let wired = io::wire(
+            self.agent,
+            &init.target,
+            &self.record.namespace,
+            &self.process,
+            owner,
+            &self.streams,
+        )
+        .await?;
         let launched = self.launch(&options, &ready, wired.fds).await?;
         if ready.new_network {
             self.raise_loopback(launched.pid).await;

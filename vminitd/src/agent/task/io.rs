@@ -24,7 +24,7 @@ use crate::agent::stdio::input::Input;
 use crate::agent::stdio::output::{Output, Sink};
 use crate::agent::stdio::terminal::Terminal;
 use crate::agent::stdio::uri::Uri;
-use crate::agent::stdio::wiring::{Ends, Owner, Pipes, ProcessFds, Uris};
+use crate::agent::stdio::wiring::{Ends, Owner, Pipes, ProcessFds, STDERR_TO, STDOUT_TO, Uris};
 use crate::link::message::Target;
 use crate::paths;
 
@@ -48,22 +48,26 @@ pub fn uris(record: &ProcessRecord) -> Result<Uris, RpcError> {
 }
 
 /// Opens what a process's URIs name (`streams` are claimed already), makes its pipes and puts them
-/// into safe keeping.
+/// into safe keeping; starts the programs that take its output.
 pub async fn wire(
     agent: &Agent,
     target: &Target,
+    namespace: &str,
     record: &ProcessRecord,
     owner: Owner,
     streams: &HashMap<StreamId, Arc<End>>,
 ) -> Result<Wired, RpcError> {
     let uris = uris(record)?;
-    let ends = uris.open(streams).map_err(|error| RpcError::failed(&error))?;
+    let mut ends = uris.open(streams).map_err(|error| RpcError::failed(&error))?;
     let made = match record.terminal {
         true => uris.make_console_pipes().map(|pipes| (pipes, vec![])),
         false => uris.make_pipes(owner),
     };
     let (pipes, fds) = made.map_err(|error| RpcError::failed(&error))?;
-    kept::keep(agent, target, &pipes).await.map_err(|error| RpcError::failed(&error))?;
+    kept::keep(agent, target, &pipes, &ends).await.map_err(|error| RpcError::failed(&error))?;
+    for logger in std::mem::take(&mut ends.loggers) {
+        agent.loggers.start(agent, target, namespace, logger).await?;
+    }
     Ok(Wired { ends, pipes, fds })
 }
 
@@ -114,8 +118,12 @@ pub fn start(
     if let Some(terminal) = &terminal {
         move_terminal(agent, process, terminal, pipes.console_out, pipes.console_in)?;
     }
-    let stdout = move_output(process, pipes.stdout, ends.stdout, Count::Stdout)?;
-    let stderr = move_output(process, pipes.stderr, ends.stderr, Count::Stderr)?;
+    let stdout =
+        Way { pipe: pipes.stdout, sink: ends.stdout, count: Count::Stdout, kept: STDOUT_TO };
+    let stderr =
+        Way { pipe: pipes.stderr, sink: ends.stderr, count: Count::Stderr, kept: STDERR_TO };
+    let stdout = move_output(agent, process, stdout)?;
+    let stderr = move_output(agent, process, stderr)?;
     let closing = watch::Sender::new(process.counters.is_set(Flag::StdinClosing));
     let mut stdin = None;
     if let (Some(pipe), Some(source)) = (pipes.stdin, ends.stdin) {
@@ -136,11 +144,19 @@ pub fn start(
     Ok(())
 }
 
-fn move_output(
-    process: &Arc<Process>,
+/// An output, from the process to wherever it goes.
+struct Way {
     pipe: Option<OwnedFd>,
     sink: Option<Sink>,
     count: Count,
+    /// Under which name what it goes to is kept, if that is in the guest.
+    kept: &'static str,
+}
+
+fn move_output(
+    agent: &Arc<Agent>,
+    process: &Arc<Process>,
+    Way { pipe, sink, count, kept }: Way,
 ) -> io::Result<Option<Arc<Output>>> {
     let Some(pipe) = pipe else { return Ok(None) };
     let sink = match sink {
@@ -149,7 +165,15 @@ fn move_output(
         None => Sink::File(End::new(OpenOptions::new().write(true).open(paths::NULL)?.into())?),
     };
     let output = Output::new(pipe, sink, process.counters.counter(count))?;
-    process.spawn(output.clone().run());
+    let in_guest = output.goes_into_guest();
+    let (agent, target, running) = (agent.clone(), process.target.clone(), output.clone());
+    process.spawn(async move {
+        running.run().await;
+        // Who reads it sees its end when init's copy is closed too.
+        if in_guest && let Err(error) = agent.init.release(kept::sink(&target, kept)).await {
+            warn!(container = target.container, %error, "the end of an output cannot be told");
+        }
+    });
     Ok(Some(output))
 }
 

@@ -6,7 +6,9 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::agent::Agent;
-use crate::agent::stdio::wiring::{CONSOLE, Pipes, STDIN};
+use crate::agent::stdio::input::Source;
+use crate::agent::stdio::output::Sink;
+use crate::agent::stdio::wiring::{CONSOLE, Ends, Pipes, STDERR_TO, STDIN, STDIN_FROM, STDOUT_TO};
 use crate::link::agent::LinkError;
 use crate::link::message::Target;
 
@@ -25,13 +27,38 @@ pub fn console(target: &Target) -> String {
     format!("{CONSOLE}/{}/{}", target.container, target.exec)
 }
 
-/// All of them.
-pub fn all(target: &Target) -> [String; 3] {
-    [outputs(target), stdin(target), console(target)]
+/// Of what an output goes to, if that is in the guest: until the output ends. `name` is
+/// [`STDOUT_TO`] or [`STDERR_TO`].
+pub fn sink(target: &Target, name: &str) -> String {
+    format!("{name}/{}/{}", target.container, target.exec)
 }
 
-/// Puts a process's pipes into safe keeping.
-pub async fn keep(agent: &Agent, target: &Target, pipes: &Pipes) -> Result<(), LinkError> {
+/// All of them.
+pub fn all(target: &Target) -> [String; 5] {
+    [
+        outputs(target),
+        stdin(target),
+        console(target),
+        sink(target, STDOUT_TO),
+        sink(target, STDERR_TO),
+    ]
+}
+
+/// Puts a process's pipes, and what they lead to in the guest, into safe keeping.
+pub async fn keep(
+    agent: &Agent,
+    target: &Target,
+    pipes: &Pipes,
+    ends: &Ends,
+) -> Result<(), LinkError> {
+    for (name, end) in [(STDOUT_TO, &ends.stdout), (STDERR_TO, &ends.stderr)] {
+        if let Some(Sink::File(end)) = end {
+            agent.init.keep(sink(target, name), vec![name.to_owned()], &[end.as_fd()]).await?;
+        }
+    }
+    if let Some(Source::File(end) | Source::Fifo(end)) = &ends.stdin {
+        agent.init.keep(stdin(target), vec![STDIN_FROM.to_owned()], &[end.as_fd()]).await?;
+    }
     let (names, fds): (Vec<String>, Vec<BorrowedFd<'_>>) = pipes.read_ends().unzip();
     if !fds.is_empty() {
         agent.init.keep(outputs(target), names, &fds).await?;

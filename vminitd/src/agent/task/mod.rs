@@ -17,6 +17,7 @@ pub mod exec;
 pub mod io;
 pub mod kept;
 pub mod kill;
+pub mod loggers;
 pub mod oom;
 pub mod pause;
 pub mod pids;

@@ -46,7 +46,7 @@ use super::process::Process;
 use super::record::{self, Counters, Habits, Mark, ProcessRecord, Record, RecordError, Saved};
 use super::start::notify;
 use super::table::Reservation;
-use super::{io, kept, start_exec};
+use super::{io, kept, loggers, start_exec};
 use super::{oom, pause};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
@@ -102,7 +102,7 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
     for exit in std::mem::take(&mut handover.exits) {
         agent.init.handle_exit(exit);
     }
-    let mut known = vec![];
+    let mut known = adopt_loggers(agent, &mut handover, &records);
     for (id, record) in records {
         let Some(orphan) = adopt_record(agent, id, record, &mut handover, &mut streams) else {
             continue;
@@ -128,6 +128,27 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
     }
     forget_strangers(agent, handover, known).await;
     register_unclaimed(agent, streams);
+}
+
+/// Takes over the loggers of containers that there are; returns init's names for them.
+fn adopt_loggers(
+    agent: &Agent,
+    handover: &mut Handover,
+    records: &[(ContainerId, Record)],
+) -> Vec<u64> {
+    let is_there = |target: &Target| records.iter().any(|(id, _)| id.as_str() == target.container);
+    let loggers = handover.launched.extract_if(|_, process| {
+        loggers::process_of(&process.target).is_some_and(|target| is_there(&target))
+    });
+    let mut known = vec![];
+    for (_, process) in loggers {
+        let (of, handle) = (loggers::process_of(&process.target), process.process);
+        if let (Some(of), Some(launched)) = (of, launched_of(agent, process)) {
+            agent.loggers.adopt(&agent.init, &of, launched);
+            known.push(handle);
+        }
+    }
+    known
 }
 
 /// A launch of an earlier agent has ended.
@@ -328,12 +349,12 @@ fn resume_stdio(
     process: &Arc<Process>,
     orphan: OrphanProcess,
 ) -> Option<ExitSlot> {
-    let OrphanProcess { record, streams, pipes, launched, .. } = orphan;
+    let OrphanProcess { record, streams, mut pipes, launched, .. } = orphan;
     let (exit, master) = match launched.map(|launched| process.set_launched(launched)) {
         Some((exit, master)) => (Some(exit), master),
         None => (None, None),
     };
-    let moving = ends(&record, &streams)
+    let moving = ends(&record, &streams, &mut pipes)
         .and_then(|ends| io::start(agent, process, streams, ends, pipes, master));
     if let Err(error) = moving {
         warn!(container = process.target.container, %error, "stdio does not go on");
@@ -341,9 +362,12 @@ fn resume_stdio(
     exit
 }
 
-fn ends(record: &ProcessRecord, streams: &HashMap<StreamId, Arc<End>>) -> std::io::Result<Ends> {
-    let uris = io::uris(record).map_err(std::io::Error::other)?;
-    uris.open(streams).map_err(std::io::Error::other)
+fn ends(
+    record: &ProcessRecord,
+    streams: &HashMap<StreamId, Arc<End>>,
+    pipes: &mut Pipes,
+) -> std::io::Result<Ends> {
+    io::uris(record).map_err(std::io::Error::other)?.reopen(streams, pipes)
 }
 
 fn replay_init(

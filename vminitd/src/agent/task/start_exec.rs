@@ -60,12 +60,13 @@ async fn run(
     if let Some(exec) = &process.exec {
         container.reserve_exec(exec)?;
     }
-    let (record, habits) = (process.record(), container.record().habits);
+    let (record, of_container) = (process.record(), container.record());
+    let habits = of_container.habits;
     let streams = io::claim(agent, &record)?;
     process.set_streams(streams.clone());
     let owner = Owner { uid: habits.io_uid, gid: habits.io_gid };
     let Wired { ends, pipes, fds } =
-        io::wire(agent, &process.target, &record, owner, &streams).await?;
+        io::wire(agent, &process.target, &of_container.namespace, &record, owner, &streams).await?;
     let launch = Launch {
         target: process.target.clone(),
         fds: fds.iter().map(|(role, _)| *role).collect(),
@@ -140,4 +141,6 @@ pub async fn release(agent: &Arc<Agent>, process: &Process) {
         drop(end);
         agent.streams.forget(&id);
     }
+    // Their input has ended with that.
+    agent.loggers.end(&process.target).await;
 }
