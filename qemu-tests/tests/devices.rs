@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use host_shim::guest::unlimited;
 use host_shim::vm::{Disk, Serial};
-use qemu_tests::{Options, Wish, vm_test_with};
+use qemu_tests::{ExecWish, Options, Wish, vm_test_with};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use vminitd_protocol::pb::containerd::task::v3::{PidsRequest, UpdateTaskRequest};
@@ -144,9 +144,17 @@ fn update_replaces_the_device_rules_of_what_runs() {
         stdin.write_all(b"\n").await.expect("write");
         processes(21).await;
         update(json!({ "devices": [{ "allow": false }] })).await;
-        stdin.write_all(b"\n").await.expect("write");
-        let text = running.finish().await.text();
+        // The rules are the cgroup's: they bind what is started later, and stay when the agent dies.
         let denied = format!("vda read: {DENIED}\nvda write: {DENIED}\n");
+        let exec = |body: &str| ExecWish::sh(&format!("{TOOLS}\n{body}"));
+        assert_eq!(running.task.run_exec("before", exec("try vda")).await.text(), denied);
+        vm.kill_agent().await;
+        assert_eq!(running.task.run_exec("after", exec("try vda")).await.text(), denied);
+        stdin.write_all(b"\n").await.expect("write");
+        drop(stdin);
+        assert_eq!(running.task.wait().await.expect("wait").exit_status, 0);
+        let (text, _) = running.task.delete().await.expect("delete");
+        let text = String::from_utf8_lossy(&text);
         assert_eq!(text, format!("vda made\n{denied}vda read\nvda write: {DENIED}\n{denied}"));
     });
 }

@@ -6,10 +6,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use qemu_tests::{PATIENCE_S, Vm, Wish, inspector, vm_test};
+use qemu_tests::{ExecWish, PATIENCE_S, Vm, Wish, inspector, vm_test};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use vminitd_protocol::topics::{TASK_CREATE, TASK_DELETE, TASK_EXIT, TASK_OOM, TASK_START};
+use vminitd_protocol::topics::{
+    TASK_CREATE, TASK_DELETE, TASK_EXEC_ADDED, TASK_EXEC_STARTED, TASK_EXIT, TASK_OOM, TASK_START,
+};
 
 fn limited(mut wish: Wish, resources: serde_json::Value) -> Wish {
     wish.spec["linux"]["resources"] = resources;
@@ -47,6 +49,19 @@ fn kill_for_memory_is_told_before_the_exit_that_it_caused() {
             .await;
         assert_eq!((exit.status, &*exit.text()), (0, "137\n137\n137\n"));
         assert_topics(vm, "children", 3).await;
+
+        // An exec: its own exit comes behind.
+        let wish = Wish::new(&["sleep", "3600"]);
+        let wish = limited(wish, json!({ "memory": { "limit": 8 << 20 } }));
+        let running = vm.create("exec", wish).await.expect("create").start().await.expect("start");
+        let eats = ExecWish::new(&["misbehave", "eat-memory", "64"]);
+        assert_eq!(running.task.run_exec("eats", eats).await.status, 137);
+        running.task.kill(9).await.expect("kill");
+        running.finish().await;
+        vm.await_events(TASK_DELETE, "exec", 1).await;
+        let topics = vm.topics("exec");
+        let behind_start = [TASK_EXEC_ADDED, TASK_EXEC_STARTED, TASK_OOM, TASK_EXIT, TASK_EXIT];
+        assert_eq!(topics[2..7], behind_start, "{topics:?}");
 
         // As a group: nobody stays, and it is one event.
         let script = "sleep 3600 & sleep 3600 & misbehave eat-memory 64; echo alive";
@@ -93,7 +108,7 @@ fn container_without_limit_that_eats_all_memory_dies_alone() {
         assert_eq!(exit.status, 137, "{}", exit.text());
         assert_topics(vm, "eater", 1).await;
         // One agent, and the same.
-        assert_eq!(agents(vm), 1);
+        assert_eq!(vm.agents(), 1);
 
         drop(bystander.task.stdin.take());
         assert_eq!(bystander.finish().await.status, 0);
@@ -112,10 +127,10 @@ fn kills_for_memory_while_the_agent_is_killed_are_told_once_each() {
             vm.create("c", wish.with_stdin()).await.expect("create").start().await.expect("start");
         let mut stdin = running.task.stdin.take().expect("stdin");
         for round in 1..=4 {
-            let before = agents(vm);
+            let before = vm.agents();
             stdin.write_all(b"now\n").await.expect("stdin outlives the agent");
             let another = async {
-                while agents(vm) == before {
+                while vm.agents() == before {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
@@ -129,10 +144,4 @@ fn kills_for_memory_while_the_agent_is_killed_are_told_once_each() {
         running.task.delete().await.expect("delete");
         assert_topics(vm, "c", 4).await;
     });
-}
-
-/// How many agents have served in this VM, by the console.
-fn agents(vm: &Vm) -> usize {
-    let serves = |line: &&str| line.contains("init: agent ") && line.contains(" serves");
-    vm.console().lines().filter(serves).count()
 }

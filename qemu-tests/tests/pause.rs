@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use host_shim::guest::unlimited;
 use prost::Message;
-use qemu_tests::{PATIENCE_S, Running, Vm, Wish, inspector, vm_test};
+use qemu_tests::{PATIENCE_S, Running, Vm, Wish, vm_test};
 use vminitd_protocol::pb::containerd::task::v3::{
     PauseRequest, PidsRequest, ResumeRequest, StatsRequest,
 };
@@ -103,13 +103,13 @@ fn pause_outlives_the_agent_and_is_told_once() {
     vm_test(async |vm| {
         let running = start(vm, "busy", Wish::sh("while :; do :; done")).await;
         pause(vm, "busy").await.expect("pause");
-        kill_agent(vm, 0).await;
+        vm.kill_agent().await;
         assert_eq!(running.task.state().await.expect("state").status(), Status::Paused);
         let before = used(vm, "busy").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(used(vm, "busy").await, before);
         resume(vm, "busy").await.expect("resume");
-        kill_agent(vm, 1).await;
+        vm.kill_agent().await;
         assert_eq!(running.task.state().await.expect("state").status(), Status::Running);
         running.task.kill(9).await.expect("kill");
         assert_eq!(running.task.wait().await.expect("wait").exit_status, 137);
@@ -118,21 +118,4 @@ fn pause_outlives_the_agent_and_is_told_once() {
         let life = [TASK_CREATE, TASK_START, TASK_PAUSED, TASK_RESUMED, TASK_EXIT, TASK_DELETE];
         assert_eq!(vm.topics("busy"), life);
     });
-}
-
-async fn kill_agent(vm: &Vm, round: usize) {
-    let serves = |line: &&str| line.contains("init: agent ") && line.contains(" serves");
-    let agents = || vm.console().lines().filter(serves).count();
-    let (id, before) = (format!("blow{round}"), agents());
-    let task = vm.create(&id, inspector(&["inspect", "signal", "9"])).await.expect("create");
-    // The answer dies with the agent, or comes before it.
-    let _ = tokio::time::timeout(Duration::from_secs(5), task.start()).await;
-    let another = async {
-        while agents() == before {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(PATIENCE_S), another).await.expect("another agent");
-    vm.reconnect().await;
-    vm.delete_by_force(&id).await;
 }

@@ -196,9 +196,12 @@ impl Cgroup {
         let text = self.read("memory.events")?;
         let figures = Figures::of(&text);
         let kills = figures.get("oom_kill");
+        if kills == 0 {
+            return Ok(0);
+        }
         let group = self.read("memory.oom.group").is_ok_and(|group| group.trim() == "1");
         // The first of a group is counted a moment before its group is.
-        Ok(if group { figures.get("oom_group_kill").max(kills.min(1)) } else { kills })
+        Ok(if group { figures.get("oom_group_kill").max(1) } else { kills })
     }
 
     /// One of its files, to be waited for until it changes: every change is a wake-up with

@@ -50,10 +50,11 @@ pub async fn watch(agent: Arc<Agent>, container: Arc<Container>) {
         }
     };
     loop {
-        tell(&agent, &container);
+        // The first one is at once: nothing was read through this descriptor yet.
         match watch.ready(Interest::PRIORITY).await {
             Ok(mut ready) => ready.clear_ready(),
             Err(error) => return warn!(container = %container.id, %error, "kills for memory"),
         }
+        tell(&agent, &container);
     }
 }
