@@ -32,8 +32,8 @@
 mod agent_crash;
 mod agent_kills;
 mod boot;
-mod chart;
 mod bursts;
+mod chart;
 mod cli;
 mod devices;
 mod errors;

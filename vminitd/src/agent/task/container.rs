@@ -20,7 +20,7 @@ use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
 
 use super::process::{Finished, Process};
-use super::record::{Mark, Record, RecordError, Saved};
+use super::record::{Mark, Record, Recorded};
 use super::{oom, pause};
 use crate::agent::Agent;
 use crate::agent::cgroup::{Cgroup, CgroupError};
@@ -45,7 +45,7 @@ pub struct Container {
     pub rootfs: Vec<Mount>,
     /// Where its record is.
     pub directory: PathBuf,
-    record: Mutex<Record>,
+    recorded: Recorded<Record>,
     execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
     exits: Mutex<ExitOrder<ExecId, Exit>>,
     tasks: Mutex<JoinSet<()>>,
@@ -76,8 +76,8 @@ impl Container {
             init,
             cgroup,
             rootfs,
+            recorded: Recorded::new(directory.clone(), record),
             directory,
-            record: Mutex::new(record),
             execs: Mutex::default(),
             exits: Mutex::default(),
             tasks: Mutex::default(),
@@ -86,17 +86,7 @@ impl Container {
 
     /// What is recorded of it.
     pub fn record(&self) -> Record {
-        lock(&self.record).clone()
-    }
-
-    /// Changes what is recorded. On failure the old record stands, here and on disk.
-    pub fn update_record(&self, change: impl FnOnce(&mut Record)) -> Result<(), RecordError> {
-        let mut record = lock(&self.record);
-        let mut changed = record.clone();
-        change(&mut changed);
-        changed.save(&self.directory)?;
-        *record = changed;
-        Ok(())
+        self.recorded.get()
     }
 
     /// Lets a task work for the container until that is deleted.
@@ -196,7 +186,7 @@ impl Container {
     /// With the init the container ends. The kernel sees to it where the init was pid 1 of a pid
     /// namespace; elsewhere we do.
     fn end_the_rest(&self) {
-        if !lock(&self.record).habits.shared_pids {
+        if !self.recorded.look(|record| record.habits.shared_pids) {
             return;
         }
         match self.cgroup.kill() {
@@ -246,7 +236,7 @@ impl Container {
     }
 
     fn publish<E: Published + Message>(&self, agent: &Agent, event: &E) {
-        let namespace = lock(&self.record).namespace.clone();
+        let namespace = self.recorded.look(|record| record.namespace.clone());
         agent.events.publish(&namespace, event);
     }
 
@@ -258,7 +248,7 @@ impl Container {
         mark: Mark,
         event: &E,
     ) {
-        let namespace = lock(&self.record).namespace.clone();
+        let namespace = self.recorded.look(|record| record.namespace.clone());
         agent.events.publish_once(process.counters.mark(mark), &namespace, event);
     }
 
@@ -269,7 +259,7 @@ impl Container {
         mark: &AtomicU64,
         event: &E,
     ) {
-        let namespace = lock(&self.record).namespace.clone();
+        let namespace = self.recorded.look(|record| record.namespace.clone());
         agent.events.publish_once(mark, &namespace, event);
     }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 use vminitd_protocol::handshake::StreamId;
 
-use super::record::{Count, Counters, Flag, ProcessRecord, RecordError, Saved};
+use super::record::{Count, Counters, Flag, ProcessRecord, RecordError, Recorded};
 use crate::agent::errors::RpcError;
 use crate::agent::id::{ContainerId, ExecId};
 use crate::agent::init_client::{ExitSlot, Launched};
@@ -43,7 +43,7 @@ pub struct Process {
     pub counters: Counters,
     /// Where its record is.
     pub directory: PathBuf,
-    record: Mutex<ProcessRecord>,
+    recorded: Recorded<ProcessRecord>,
     state: Mutex<State>,
     /// Set once, when it is launched or found again.
     launched: OnceLock<Handle>,
@@ -138,8 +138,8 @@ impl Process {
             target,
             exec,
             counters,
+            recorded: Recorded::new(directory.clone(), record),
             directory,
-            record: Mutex::new(record),
             state: Mutex::new(state),
             launched: OnceLock::new(),
             io: OnceLock::new(),
@@ -152,7 +152,7 @@ impl Process {
 
     /// What is recorded of it.
     pub fn record(&self) -> ProcessRecord {
-        lock(&self.record).clone()
+        self.recorded.get()
     }
 
     /// Changes what is recorded. On failure the old record stands, here and on disk.
@@ -160,12 +160,7 @@ impl Process {
         &self,
         change: impl FnOnce(&mut ProcessRecord),
     ) -> Result<(), RecordError> {
-        let mut record = lock(&self.record);
-        let mut changed = record.clone();
-        change(&mut changed);
-        changed.save(&self.directory)?;
-        *record = changed;
-        Ok(())
+        self.recorded.update(change)
     }
 
     /// Lets a task work for the process until that is deleted.

@@ -11,14 +11,15 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
 use super::series::Series;
 use crate::agent::id::ExecId;
+use crate::agent::lock;
 use crate::agent::process::lifecycle::Exited;
 use crate::agent::stdio::output::Counter;
 use crate::link::message::RequestId;
@@ -117,6 +118,41 @@ pub trait Saved: Serialize + serde::de::DeserializeOwned {
         let failed = |source| RecordError { verb: "read", path: path.clone(), source };
         let json = fs::read(&path).map_err(failed)?;
         serde_json::from_slice(&json).map_err(|error| failed(error.into()))
+    }
+}
+
+/// A record in memory and on disk, changed in both or in neither.
+#[derive(Debug)]
+pub struct Recorded<R> {
+    /// Where it is saved.
+    directory: PathBuf,
+    record: Mutex<R>,
+}
+
+impl<R: Saved + Clone> Recorded<R> {
+    /// One that is saved, or will be with its first change.
+    pub fn new(directory: PathBuf, record: R) -> Self {
+        Self { directory, record: Mutex::new(record) }
+    }
+
+    /// As it is now.
+    pub fn get(&self) -> R {
+        lock(&self.record).clone()
+    }
+
+    /// Looks at a part of it.
+    pub fn look<T>(&self, part: impl FnOnce(&R) -> T) -> T {
+        part(&lock(&self.record))
+    }
+
+    /// Changes it. On failure the old one stands, here and on disk.
+    pub fn update(&self, change: impl FnOnce(&mut R)) -> Result<(), RecordError> {
+        let mut record = lock(&self.record);
+        let mut changed = record.clone();
+        change(&mut changed);
+        changed.save(&self.directory)?;
+        *record = changed;
+        Ok(())
     }
 }
 
