@@ -126,6 +126,7 @@ fn run_names_the_option_and_what_would_do() {
         .expect("it starts");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("--memory") && text.contains("2X") && text.contains("512M"), "{text}");
+    assert_eq!(output.status.code(), Some(125), "{text}");
     let output = vminitctl()
         .args(["run", "--kernel", "/no/such", "--rootfs", "/", "--", "true"])
         .output()

@@ -22,7 +22,9 @@ const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "macos") { 104 } else {
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// The directory for all cannot be made or used. The caller's environment's fault.
-    #[error("{path:?}, where running VMs are found (XDG_RUNTIME_DIR names its parent)")]
+    #[error(
+        "cannot use {path:?} for running VMs; XDG_RUNTIME_DIR may name another directory for it"
+    )]
     Base {
         /// The directory.
         path: PathBuf,

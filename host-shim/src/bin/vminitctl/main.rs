@@ -17,7 +17,11 @@ use clap::Parser;
 const FAILED: i32 = 125;
 
 fn main() {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::try_parse().unwrap_or_else(|told| {
+        // What was asked for (--help) is no error. A closed pipe is none either.
+        let _ = told.print();
+        exit(if told.use_stderr() { FAILED } else { 0 });
+    });
     let outcome = match cli.command {
         cli::Command::Run(args) => run::run(*args).map_err(|error| failure(&error, error.status())),
         cli::Command::Exec(args) => {

@@ -8,12 +8,15 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::ManuallyDrop;
 use std::net::Shutdown;
-use std::os::fd::FromRawFd;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use host_shim::guest::{Guest, SteadyGuest, StreamError};
 use host_shim::vmm::Released;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{Notify, oneshot};
 
 use super::{ProcessError, Target};
@@ -139,7 +142,7 @@ impl Running {
 fn pump_stdin((mut stream, _released): Stream) {
     let mut stdin = borrow(0);
     // Whether our stdin failed or the command closed its own: either way no more input comes.
-    let _ = copy(&mut *stdin, &mut stream);
+    let _ = copy(&mut stdin, &mut stream);
     let _ = stream.shutdown(Shutdown::Write);
     // Kept open for reading until the guest closes it, lest the half-close become a reset.
     let _ = stream.read(&mut [0]);
@@ -152,7 +155,7 @@ fn pump_output(
 ) -> oneshot::Receiver<io::Result<u64>> {
     let (done, result) = oneshot::channel();
     std::thread::spawn(move || {
-        let copied = copy(&mut stream, &mut *borrow(fd));
+        let copied = copy(&mut stream, &mut borrow(fd));
         if matches!(&copied, Err(error) if error.kind() == ErrorKind::BrokenPipe) {
             reader_gone.notify_one();
         }
@@ -163,10 +166,66 @@ fn pump_output(
 }
 
 /// One of our standard fds, not closed at the end and without std's line buffer.
-fn borrow(fd: i32) -> ManuallyDrop<File> {
+fn borrow(fd: i32) -> Patient<ManuallyDrop<File>> {
     // SAFETY: 0 to 2 are open for the whole life of this process (Rust's start-up sees to it), and ManuallyDrop
     // keeps this File from closing them.
-    ManuallyDrop::new(unsafe { File::from_raw_fd(fd) })
+    Patient(ManuallyDrop::new(unsafe { File::from_raw_fd(fd) }))
+}
+
+/// A file that blocks, also when somebody who has it from the same shell has made it non-blocking: that is a property
+/// of what is open, not of our descriptor, and ours to undo it is not.
+struct Patient<F>(F);
+
+impl<F> Patient<F>
+where
+    F: Deref,
+    F::Target: AsFd,
+{
+    fn wait(&self, readiness: PollFlags) -> io::Result<()> {
+        let mut waiting = [PollFd::new(self.0.as_fd(), readiness)];
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl<F> Read for Patient<F>
+where
+    F: DerefMut,
+    F::Target: AsFd + Read,
+{
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLIN)?;
+                }
+                read => return read,
+            }
+        }
+    }
+}
+
+impl<F> Write for Patient<F>
+where
+    F: DerefMut,
+    F::Target: AsFd + Write,
+{
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLOUT)?;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<u64> {
@@ -183,5 +242,30 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<u64> {
         };
         to.write_all(&buffer[..read])?;
         total += read as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_that_others_made_non_blocking_lose_nothing() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let sent: Vec<u8> = (0..3 << 20).map(|n: u32| n as u8).collect();
+        let expected = sent.clone();
+        let writer = std::thread::spawn(move || {
+            Patient(&mut ours).write_all(&sent).unwrap();
+            let mut answer = [0; 2];
+            Patient(&mut ours).read_exact(&mut answer).unwrap();
+            answer
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let mut got = vec![0; expected.len()];
+        theirs.read_exact(&mut got).unwrap();
+        assert!(got == expected);
+        theirs.write_all(b"ok").unwrap();
+        assert_eq!(&writer.join().unwrap(), b"ok");
     }
 }
