@@ -86,12 +86,21 @@ fn events_while_the_agent_is_killed_are_told_once_to_whoever_resumes() {
             running.push(task.start().await.expect("start"));
         }
         for round in 0..3 {
+            let done = format!("done{round}");
+            let exited = vm.create(&done, Wish::new(&["true"])).await.expect("create");
+            let mut exited = exited.start().await.expect("start");
+            exited.exit().await;
             let wish = inspector(&["inspect", "signal", "9"]);
             let blow = vm.create(&format!("blow{round}"), wish).await.expect("create");
             let before = vm.agents();
-            let _ = timeout(Duration::from_secs(5), blow.start()).await;
+            // The blow meets a deletion, somewhere in it.
+            let delete = timeout(Duration::from_secs(5), exited.task.delete());
+            let (_, _) = tokio::join!(delete, timeout(Duration::from_secs(5), blow.start()));
             vm.reconnect_to_another_than(before).await;
             vm.delete_by_force(&format!("blow{round}")).await;
+            vm.delete_by_force(&done).await;
+            vm.await_events(TASK_DELETE, &done, 1).await;
+            assert_eq!(vm.topics(&done), [TASK_CREATE, TASK_START, TASK_EXIT, TASK_DELETE]);
         }
         for one in running {
             assert_eq!(one.task.wait().await.expect("wait").exit_status, 0);

@@ -85,9 +85,20 @@ pub async fn stop(cgroup: &Cgroup) -> Result<(), CgroupError> {
     }
 }
 
-/// Removes everything. What fails does not keep the rest from being tried; the first error is
-/// returned, and then the record stays.
+/// Removes everything.
 pub async fn remove(agent: &Arc<Agent>, remains: Remains) -> Result<(), CleanupError> {
+    let directory = agent.dirs.container(&remains.id);
+    remove_all_but_record(agent, remains).await?;
+    record::remove_directory(&directory)?;
+    Ok(())
+}
+
+/// Removes everything but the record. What fails does not keep the rest from being tried; the first error is
+/// returned, and then the record must stay.
+pub async fn remove_all_but_record(
+    agent: &Arc<Agent>,
+    remains: Remains,
+) -> Result<(), CleanupError> {
     let Remains { id, record, streams, handles } = remains;
     let cgroup = Cgroup::at(agent.dirs.cgroup(&id));
     stop(&cgroup).await?;
@@ -100,7 +111,6 @@ pub async fn remove(agent: &Arc<Agent>, remains: Remains) -> Result<(), CleanupE
         release(agent, &id, std::mem::take(&mut streams)).await?;
         agent.loggers.end_all(id.as_str()).await;
     }
-    let directory = agent.dirs.container(&id);
     let on_disk = tokio::task::spawn_blocking({
         let (agent, id) = (agent.clone(), id.clone());
         move || remove_from_disk(&agent, &id, &cgroup, &record)
@@ -112,8 +122,7 @@ pub async fn remove(agent: &Arc<Agent>, remains: Remains) -> Result<(), CleanupE
     for process in handles {
         agent.init.forget(process).await?;
     }
-    record::remove_directory(&directory)?;
-    debug!(container = %id, "nothing is left of it");
+    debug!(container = %id, "nothing is left of it but its record");
     Ok(())
 }
 

@@ -235,11 +235,6 @@ impl Container {
         });
     }
 
-    fn publish<E: Published + Message>(&self, agent: &Agent, event: &E) {
-        let namespace = self.recorded.look(|record| record.namespace.clone());
-        agent.events.publish(&namespace, event);
-    }
-
     /// Publishes what happens once in a process's life, unless that was done.
     fn publish_once<E: Published + Message>(
         &self,
@@ -376,7 +371,7 @@ impl Container {
             exited_at: Some(timestamp(finished.exit)),
             id: String::new(),
         };
-        self.publish(agent, &event);
+        self.publish_once(agent, process, Mark::Deleted, &event);
     }
 }
 

@@ -44,11 +44,15 @@ pub async fn delete(agent: Arc<Agent>, request: DeleteRequest) -> Result<DeleteR
         process.note(Event::CleanUpFailed);
         return Err(RpcError::failed(&error));
     }
-    if process.exec.is_none() {
-        agent.tasks.remove(&container.id);
-    }
+    // TaskDelete before its mark goes, which is with the record. Nobody gets a word in between.
     let actions = process.note(Event::CleanedUp);
     container.perform(&agent, &process, &actions);
+    if process.exec.is_none() {
+        if let Err(error) = record::remove_directory(&container.directory) {
+            warn!(container = %container.id, error = %chain(&error), "a record stays");
+        }
+        agent.tasks.remove(&container.id);
+    }
     debug!(container = %container.id, exec = process.target.exec, "deleted");
     let finished = process.finished_already();
     Ok(DeleteResponse {
@@ -94,7 +98,7 @@ async fn clean_up(
             .collect(),
         handles: processes.iter().filter_map(|process| process.handle()).collect(),
     };
-    let removed = cleanup::remove(agent, remains).await;
+    let removed = cleanup::remove_all_but_record(agent, remains).await;
     if let Err(error) = &removed {
         warn!(container = %container.id, error = %chain(error), "not deleted");
     }

@@ -238,6 +238,8 @@ pub enum Mark {
     Started,
     /// TaskExit.
     Exited,
+    /// TaskDelete.
+    Deleted,
 }
 
 /// Events that a container publishes again and again, in the counters of its init.

@@ -17,6 +17,7 @@
 //! | no exit | launching | cancelled, and removed after init's answer |
 //! | no exit | failed, or nothing | removed |
 //! | exit | anything | stopped |
+//! | exit, TaskDelete marked | anything | removed |
 //! | unreadable | anything | removed as far as its id tells what there is |
 //!
 //! An exec goes with its container; its record and its pipes are its own. One whose start was under
@@ -118,8 +119,11 @@ pub async fn restore(agent: &Arc<Agent>, mut handover: Handover) {
             }
             continue;
         }
-        let stays = orphan.init.record.exit.is_some()
-            || (orphan.init.launched.is_some() && was_answered(agent, &orphan.id));
+        let was = |mark| was_published(agent, &orphan.id, mark);
+        let stays = match orphan.init.record.exit {
+            Some(_) => !was(Mark::Deleted),
+            None => orphan.init.launched.is_some() && was(Mark::Created),
+        };
         if stays {
             rebuild(agent, orphan).await;
         } else {
@@ -179,10 +183,10 @@ pub async fn inherited(agent: Arc<Agent>, inherited: Inherited) {
     }
 }
 
-/// Whether the host may know that the container was created.
-fn was_answered(agent: &Agent, id: &ContainerId) -> bool {
+/// Whether the host may know that the container was created, or deleted.
+fn was_published(agent: &Agent, id: &ContainerId, mark: Mark) -> bool {
     let counters = Counters::open(&agent.dirs.container(id));
-    counters.is_ok_and(|counters| agent.events.was_published(counters.mark(Mark::Created)))
+    counters.is_ok_and(|counters| agent.events.was_published(counters.mark(mark)))
 }
 
 fn load(agent: &Agent) -> Vec<(ContainerId, Record)> {
@@ -468,7 +472,7 @@ fn exec_launched(
 
 async fn destroy(agent: Arc<Agent>, orphan: Orphan) {
     let Orphan { id, record, init, execs, reservation, hooks_run: _ } = orphan;
-    info!(container = %id, "a create that was never answered: removed");
+    info!(container = %id, "a create that was never answered, or a deletion half done: removed");
     let (mut streams, mut handles) = (HashMap::new(), vec![]);
     for process in [init].into_iter().chain(execs.into_iter().map(|(_, exec)| exec)) {
         streams.extend(process.streams);
