@@ -138,17 +138,26 @@ pub(super) fn claim_in(
         let pid = std::fs::read_to_string(path.join("lock")).unwrap_or_default();
         return Err(DirectoryError::InUse { name: name.clone(), pid: pid.trim().to_owned() });
     }
-    let make = |source| DirectoryError::Make { path: path.clone(), source };
-    DirBuilder::new().mode(0o700).create(&path).map_err(make)?;
-    let lock = private(&path.join("lock")).map_err(make)?;
-    let mut lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, errno)| make(errno.into()))?;
-    writeln!(lock, "{}", std::process::id()).map_err(make)?;
-    let claim = Claim { path: path.clone(), _lock: lock };
-    let fail = |source| DirectoryError::Make { path: socket.clone(), source };
-    let listener = UnixListener::bind(&socket).map_err(fail)?;
-    std::fs::set_permissions(&socket, Permissions::from_mode(0o600)).map_err(fail)?;
-    Ok((claim, listener))
+    let fail = |source| DirectoryError::Make { path: path.clone(), source };
+    DirBuilder::new().mode(0o700).create(&path).map_err(fail)?;
+    match fill(&path, &socket) {
+        // Not before: dropping a Claim waits for the lock that we hold.
+        Ok((lock, listener)) => Ok((Claim { path, _lock: lock }, listener)),
+        Err(source) => {
+            let _ = std::fs::remove_dir_all(&path);
+            Err(fail(source))
+        }
+    }
+}
+
+fn fill(path: &Path, socket: &Path) -> io::Result<(Flock<File>, UnixListener)> {
+    let lock = private(&path.join("lock"))?;
+    let mut lock =
+        Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+    writeln!(lock, "{}", std::process::id())?;
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+    Ok((lock, listener))
 }
 
 pub(super) fn running_in(base: &Path) -> Result<Vec<Found>, DirectoryError> {
