@@ -45,6 +45,8 @@ pub struct Container {
     pub rootfs: Vec<Mount>,
     /// Where its record is.
     pub directory: PathBuf,
+    /// Held by the Update that is at work.
+    pub updating: tokio::sync::Mutex<()>,
     recorded: Recorded<Record>,
     execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
     exits: Mutex<ExitOrder<ExecId, Exit>>,
@@ -78,6 +80,7 @@ impl Container {
             rootfs,
             recorded: Recorded::new(directory.clone(), record),
             directory,
+            updating: tokio::sync::Mutex::default(),
             execs: Mutex::default(),
             exits: Mutex::default(),
             tasks: Mutex::default(),

@@ -17,6 +17,8 @@ pub async fn update(agent: Arc<Agent>, request: UpdateTaskRequest) -> Result<(),
     let Some(resources) = request.resources else { return Ok(()) };
     let resources: LinuxResources =
         serde_json::from_slice(&resources.value).map_err(|error| RpcError::invalid(&error))?;
+    // One after the other: what one that fails puts back must not be another's.
+    let _turn = container.updating.lock().await;
     let (cgroup, guard) = (container.cgroup.clone(), agent.guard.clone());
     let updated = tokio::task::spawn_blocking(move || cgroup.update(&guard, &resources))
         .await
