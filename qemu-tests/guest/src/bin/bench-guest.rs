@@ -10,6 +10,7 @@
 //! Promises: a command that fails is answered with `error ...`, and the next one is taken.
 //! Never: is built into an image that we ship.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -84,12 +85,13 @@ struct Measuring {
 /// |---|---|
 /// | `crun BUNDLE ID` | microseconds of create, start, delete and of the whole life, then user and system time |
 /// | `crun-exec BUNDLE ID COUNT` | microseconds of each of so many execs in one container |
-/// | `crun-count BUNDLE ID` | system calls of a whole life |
+/// | `crun-count BUNDLE ID` | system calls of a whole life: how many, then `0/NUMBER/COUNT` for each |
 /// | `count` | counts system calls of init, agent and whatever they fork, from now on |
-/// | `counted` | how many there were since `count` |
+/// | `counted` | how many there were since `count`, then `WHO/NUMBER/COUNT`, WHO being 1 (init), 2 (the agent's threads of then), 0 |
 /// | `profile` | samples the CPU from now on |
-/// | `profiled` | `AGENT PID:PLACE PID:PLACE ...`, a sample each: a function of the kernel, or an address in user space |
+/// | `profiled` | `AGENT PID:PLACE PID:PLACE ...`, a sample each: `CALL/FUNCTION` of the kernel, or an address in user space |
 /// | `memory` | PSS of init and agent in KiB |
+/// | `mappings` | the same by mapping: `NAME FLAGS PSS`, comma-separated, those of 8 KiB and more |
 /// | `clock` | microseconds since boot, and of these idle |
 /// | `listen PORT COUNT` | `listening`; then a connection gets that many blocks of 64 KiB, and `done` |
 fn obey(words: &[&str], measuring: &mut Measuring) -> io::Result<String> {
@@ -100,13 +102,13 @@ fn obey(words: &[&str], measuring: &mut Measuring) -> io::Result<String> {
             let count = count.parse().map_err(io::Error::other)?;
             crun_execs(bundle, id, count).map(|times| join(&times))
         }
-        ["crun-count", bundle, id] => crun_count(bundle, id).map(|count| count.to_string()),
+        ["crun-count", bundle, id] => crun_count(bundle, id),
         ["count"] => {
             *counter = Some(Counter::start()?);
             Ok("counting".to_owned())
         }
         ["counted"] => match counter.take() {
-            Some(counter) => counter.stop().map(|count| count.to_string()),
+            Some(counter) => counter.stop(),
             None => Err(io::Error::other("nothing is counted")),
         },
         ["profile"] => {
@@ -118,6 +120,7 @@ fn obey(words: &[&str], measuring: &mut Measuring) -> io::Result<String> {
             None => Err(io::Error::other("nothing is profiled")),
         },
         ["memory"] => Ok(format!("{} {}", pss(1)?, pss(agent()?)?)),
+        ["mappings"] => Ok(format!("init: {}; agent: {}", mappings(1)?, mappings(agent()?)?)),
         ["clock"] => clock(),
         ["listen", port, count] => {
             let port = port.parse().map_err(io::Error::other)?;
@@ -193,7 +196,7 @@ fn crun_execs(bundle: &str, id: &str, count: u32) -> io::Result<Vec<u64>> {
     execs
 }
 
-fn crun_count(bundle: &str, id: &str) -> io::Result<u64> {
+fn crun_count(bundle: &str, id: &str) -> io::Result<String> {
     // SAFETY: this process has no other thread, so the child may do what it likes.
     match unsafe { fork() }? {
         ForkResult::Child => {
@@ -208,7 +211,7 @@ fn crun_count(bundle: &str, id: &str) -> io::Result<u64> {
             ptrace::seize(child, follow())?;
             ptrace::interrupt(child)?;
             kill(child, Signal::SIGCONT)?;
-            count_until(Some(child))
+            count_until(Some(child), &[])
         }
     }
 }
@@ -221,15 +224,28 @@ fn follow() -> ptrace::Options {
         | Options::PTRACE_O_TRACECLONE
 }
 
-/// Lets all tracees run and counts their system calls, until `last` has exited, or for ever with `None`.
-fn count_until(last: Option<Pid>) -> io::Result<u64> {
-    // Each is seen at its entry and at its exit.
-    let mut stops = 0;
+/// How often each of init (1), the agent (its pid) and all others (0) made each system call.
+type Calls = BTreeMap<(i32, u64), u64>;
+
+/// Lets all tracees run and counts their system calls, until `last` has exited, or until a signal with `None`.
+fn count_until(last: Option<Pid>, agent: &[Pid]) -> io::Result<String> {
+    let mut calls = Calls::new();
+    // Each call is seen at its entry and at its exit.
+    let mut inside = BTreeSet::new();
     loop {
         let status = waitpid(None, Some(WaitPidFlag::__WALL));
         let (pid, signal) = match status {
             Ok(WaitStatus::PtraceSyscall(pid)) => {
-                stops += 1;
+                if !inside.remove(&pid) {
+                    inside.insert(pid);
+                    let who = match pid.as_raw() {
+                        1 => 1,
+                        _ if agent.contains(&pid) => 2,
+                        _ => 0,
+                    };
+                    let number = ptrace::getregs(pid).map_or(u64::MAX, |regs| regs.orig_rax);
+                    *calls.entry((who, number)).or_default() += 1;
+                }
                 (pid, None)
             }
             Ok(WaitStatus::PtraceEvent(pid, _, _)) => (pid, None),
@@ -238,18 +254,23 @@ fn count_until(last: Option<Pid>) -> io::Result<u64> {
             }
             Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
                 if Some(pid) == last {
-                    return Ok(stops / 2);
+                    break;
                 }
                 continue;
             }
             Ok(_) => continue,
             // Told to end.
-            Err(Errno::EINTR | Errno::ECHILD) => return Ok(stops / 2),
+            Err(Errno::EINTR | Errno::ECHILD) => break,
             Err(errno) => return Err(errno.into()),
         };
         // ESRCH: killed meanwhile.
         let _ = ptrace::syscall(pid, signal);
     }
+    let mut text = calls.values().sum::<u64>().to_string();
+    for ((who, number), count) in calls {
+        text.push_str(&format!(" {who}/{number}/{count}"));
+    }
+    Ok(text)
 }
 
 /// A process that counts, since a tracer has to wait for its tracees all the time.
@@ -271,7 +292,7 @@ impl Counter {
         match unsafe { fork() }? {
             ForkResult::Child => {
                 let counted = Self::count(&traced, &mut writer);
-                let text = counted.map_or_else(|error| error.to_string(), |n| n.to_string());
+                let text = counted.unwrap_or_else(|error| format!("error {error}"));
                 let sent = writer.write_all(text.as_bytes());
                 // Its tracees go on without it.
                 std::process::exit(i32::from(sent.is_err()));
@@ -285,7 +306,7 @@ impl Counter {
         }
     }
 
-    fn count(traced: &[Pid], started: &mut impl Write) -> io::Result<u64> {
+    fn count(traced: &[Pid], started: &mut impl Write) -> io::Result<String> {
         extern "C" fn nothing(_: i32) {}
         let action =
             SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
@@ -296,10 +317,10 @@ impl Counter {
             ptrace::interrupt(*pid)?;
         }
         started.write_all(b"\n")?;
-        count_until(None)
+        count_until(None, &traced[1..])
     }
 
-    fn stop(mut self) -> io::Result<u64> {
+    fn stop(mut self) -> io::Result<String> {
         let tracer = self.tracer;
         let (done, is_done) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
@@ -314,7 +335,7 @@ impl Counter {
         }
         waitpid(tracer, None)?;
         let text = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
-        text.trim().parse().map_err(|_| io::Error::other(text))
+        Ok(text.trim().to_owned())
     }
 }
 
@@ -326,16 +347,16 @@ struct Profile {
 }
 
 const PAGE: usize = 4096;
-/// Room for 80,000 samples of 24 bytes.
-const RING_PAGES: usize = 512;
+/// Room for some 50,000 samples.
+const RING_PAGES: usize = 4096;
 const SAMPLES_A_SECOND: u64 = 4000;
 
 impl Profile {
     fn start() -> io::Result<Self> {
         // struct perf_event_attr up to its second version's end: type and size, config, frequency, what a sample has
-        // (address, pid), how it is read, flags (idle left out, frequency).
-        let flags: u64 = 1 << 7 | 1 << 10;
-        let attr: [u64; 9] = [1 | 72 << 32, 0, SAMPLES_A_SECOND, 1 | 2, 0, flags, 0, 0, 0];
+        // (address, pid, calls), how it is read, flags (idle left out, frequency, calls of the kernel alone).
+        let flags: u64 = 1 << 7 | 1 << 10 | 1 << 22;
+        let attr: [u64; 9] = [1 | 72 << 32, 0, SAMPLES_A_SECOND, 1 | 2 | 32, 0, flags, 0, 0, 0];
         // SAFETY: the kernel reads as many bytes as the size says, and makes a descriptor that nobody else has.
         let event = unsafe {
             let event = libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), -1, 0, -1, 8);
@@ -362,18 +383,32 @@ impl Profile {
         };
         let symbols = kernel_symbols();
         let mut text = String::new();
+        let word = |at: usize| -> Option<u64> {
+            let bytes = records.get(at..at + 8)?;
+            Some(bytes.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)))
+        };
+        let name = |address: u64| {
+            let at = symbols.partition_point(|(start, _)| *start <= address).checked_sub(1)?;
+            symbols.get(at).map(|(_, name)| name.as_str())
+        };
         let mut at = 0;
-        while let Some(record) = records.get(at..at + 24) {
-            let kind = u32::from_le_bytes([record[0], record[1], record[2], record[3]]);
-            let size = usize::from(u16::from_le_bytes([record[6], record[7]]));
-            if kind == 9 && size == 24 {
-                let address =
-                    record[8..16].iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
-                let pid = i32::from_le_bytes([record[16], record[17], record[18], record[19]]);
-                let symbol = symbols.partition_point(|(start, _)| *start <= address);
-                match symbol.checked_sub(1).and_then(|at| symbols.get(at)) {
-                    Some((_, name)) => text.push_str(&format!("{pid}:{name} ")),
-                    None => text.push_str(&format!("{pid}:{address:x} ")),
+        // A header of kind and size, address, pid and thread, length of the call chain, the chain.
+        while let (Some(header), Some(address), Some(pid), Some(calls)) =
+            (word(at), word(at + 8), word(at + 16), word(at + 24))
+        {
+            let (kind, size) = (header as u32, (header >> 48) as usize);
+            if kind == 9 {
+                let chain = (0..calls as usize).filter_map(|call| name(word(at + 32 + 8 * call)?));
+                let mut entry = chain.filter(|name| {
+                    name.starts_with("__x64_sys_")
+                        || name.contains("page_fault")
+                        || *name == "ret_from_fork"
+                });
+                let pid = pid as u32;
+                match (name(address), entry.next_back()) {
+                    (Some(place), Some(entry)) => text.push_str(&format!("{pid}:{entry}/{place} ")),
+                    (Some(place), None) => text.push_str(&format!("{pid}:-/{place} ")),
+                    (None, _) => text.push_str(&format!("{pid}:{address:x} ")),
                 }
             }
             at += size.max(8);
@@ -412,6 +447,24 @@ fn pss(pid: i32) -> io::Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
     let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
     number.ok_or_else(|| io::Error::other("no Pss line"))
+}
+
+fn mappings(pid: i32) -> io::Result<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (mut name, mut all) = (String::new(), Vec::new());
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match words.as_slice() {
+            ["Pss:", kib, "kB"] if kib.parse::<u64>().is_ok_and(|kib| kib >= 8) => {
+                all.push(format!("{name} {kib}"));
+            }
+            [_, flags, _, _, _, rest @ ..] if flags.len() == 4 => {
+                name = format!("{} {flags}", rest.first().unwrap_or(&"anonymous"));
+            }
+            _ => {}
+        }
+    }
+    Ok(all.join(", "))
 }
 
 /// The first CPU's alone, in ticks of 10 ms; the benchmark's VMs have one.

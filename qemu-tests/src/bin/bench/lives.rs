@@ -74,11 +74,11 @@ pub async fn measure(bench: &Bench, lives: usize, crun: bool) -> Result<Value, F
     let life_busy = busy(bench, BUSY_LIVES, async || bench.life(&ours).await.map(drop)).await?;
     let mut syscalls = json!({ "ours": count(bench, &ours).await? });
     if let Some(crun) = &crun {
-        let mut counts = Vec::new();
+        let mut counts = Vec::<Value>::new();
         for _ in 0..COUNTS {
             let id = bench.name();
             let command = format!("crun-count {} {id}", crun.plain);
-            counts.extend(bench.numbers(&command).await?);
+            counts.push(calls(&bench.drive(&command).await?)?);
         }
         syscalls["crun"] = json!(counts);
     }
@@ -114,14 +114,20 @@ async fn busy(
     Ok(wall.saturating_sub(idle) as f64 / 1e3 / times as f64)
 }
 
-async fn count(bench: &Bench, spec: &Value) -> Result<Vec<u64>, Failure> {
+async fn count(bench: &Bench, spec: &Value) -> Result<Vec<Value>, Failure> {
     let mut counts = Vec::new();
     for _ in 0..COUNTS {
         bench.drive("count").await?;
         bench.life(spec).await?;
-        counts.extend(bench.numbers("counted").await?);
+        counts.push(calls(&bench.drive("counted").await?)?);
     }
     Ok(counts)
+}
+
+/// The driver's `TOTAL WHO/NUMBER/COUNT ...`.
+fn calls(answer: &str) -> Result<Value, Failure> {
+    let (total, each) = answer.split_once(' ').unwrap_or((answer, ""));
+    Ok(json!({ "total": total.parse::<u64>()?, "each": each }))
 }
 
 /// Bundles for the driver's crun.

@@ -17,6 +17,7 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     let spec = specs::container(&["/bin/bench-guest", "sleep"], "", None);
     let idle = pss(bench).await?;
     let mut record = json!({ "idle_kib": { "init": idle[0], "agent": idle[1] } });
+    record["idle_mappings"] = bench.drive("mappings").await?.into();
     let (mut names, mut creates) = (Vec::new(), Vec::new());
     for count in 1..=MANY {
         let id = bench.name();

@@ -194,8 +194,8 @@ pub fn table(figures: &Value, record: &Value) -> String {
         ));
         line(format_args!(
             "  system calls of a life: {} ours, {} crun",
-            show(&middle(&samples["syscalls"]["ours"])),
-            show(&middle(&samples["syscalls"]["crun"])),
+            show(&calls(&samples["syscalls"]["ours"])),
+            show(&calls(&samples["syscalls"]["crun"])),
         ));
     }
     let boot = &figures["boot_ms"];
@@ -244,6 +244,12 @@ fn samples(value: &Value) -> Vec<f64> {
 
 fn middle(value: &Value) -> Value {
     finite(median(&samples(value)))
+}
+
+/// The middle total of several counts.
+fn calls(counts: &Value) -> Value {
+    let counts = counts.as_array().cloned().unwrap_or_default();
+    finite(median(&counts.iter().map(|count| number(&count["total"])).collect::<Vec<_>>()))
 }
 
 fn number(value: &Value) -> f64 {

@@ -29,6 +29,14 @@ pub async fn measure(bench: &Bench) -> Result<Value, Failure> {
     }))
 }
 
+/// A sample of the guest's CPU each, as [`crate::lives::profile`] has them, while output flows.
+pub async fn profile(bench: &Bench) -> Result<String, Failure> {
+    through_stream(bench).await?;
+    bench.drive("profile").await?;
+    through_stream(bench).await?;
+    bench.drive("profiled").await
+}
+
 async fn through_stream(bench: &Bench) -> Result<f64, Failure> {
     let id = bench.name();
     let count = BLOCKS.to_string();
