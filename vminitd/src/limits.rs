@@ -147,7 +147,10 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 // How stdio is moved.
 
-/// Most bytes of one splice; a pipe holds 64 KiB.
+/// Bytes that a process's stdout or stderr may lie ahead of the host; charged to its cgroup. With the kernel's 64 KiB each write
+/// of that size costs a change to the agent and back.
+pub const OUTPUT_PIPE_BYTES: usize = 1024 * 1024;
+/// Most bytes of one splice.
 pub const SPLICE_BYTES: usize = 1024 * 1024;
 /// Splices of one stream before the others get a turn.
 pub const SPLICES_PER_TURN: u64 = 8;

@@ -57,6 +57,7 @@ use crate::link::agent::{Link, LinkError};
 use crate::log::{self, Role};
 use crate::paths;
 use crate::sys::descriptors::inherited;
+use crate::sys::memory;
 use crate::sys::signals::ignore_sigpipe;
 
 /// Where init leaves the agent's end of the link.
@@ -110,6 +111,7 @@ enum AgentError {
 /// The agent's life.
 pub fn run(config: Config) -> ExitCode {
     log::start(Role::Agent, config.log);
+    memory::keep_one_arena();
     ignore_sigpipe();
     let error = match start(config) {
         Ok(never) => match never {},

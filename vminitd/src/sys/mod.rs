@@ -15,6 +15,7 @@ pub mod fcntl;
 pub mod fsmount;
 pub mod keyring;
 pub mod loopback;
+pub mod memory;
 pub mod numbers;
 pub mod pidfd;
 pub mod program;

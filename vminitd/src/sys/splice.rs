@@ -11,6 +11,13 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
 }
 
+/// Gives a pipe room for so many bytes; the usual is 64 KiB. F_SETPIPE_SZ, see fcntl(2).
+pub fn set_room(pipe: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    let bytes = i32::try_from(bytes).map_err(io::Error::other)?;
+    nix::fcntl::fcntl(pipe.as_raw_fd(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(bytes))?;
+    Ok(())
+}
+
 /// Moves at most `most` bytes. One of the two is a pipe. `Ok(0)` is the source's end; `EAGAIN`
 /// says that one of them would block, not which one. splice(2).
 ///

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::unistd::{Gid, Uid};
+use tracing::debug;
 use vminitd_protocol::handshake::StreamId;
 
 use super::end::End;
@@ -22,8 +23,9 @@ use super::input::Source;
 use super::output::{Loss, Sink};
 use super::uri::{Program, Uri};
 use crate::agent::errors::RpcError;
+use crate::limits::OUTPUT_PIPE_BYTES;
 use crate::link::message::FdRole;
-use crate::sys::splice::pipe;
+use crate::sys::splice::{pipe, set_room};
 
 /// A process's three URIs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -204,7 +206,7 @@ impl Uris {
             fds.push((FdRole::Stdin, read));
         }
         if self.stdout != Uri::Null {
-            let (read, write) = make_pipe(owner)?;
+            let (read, write) = make_output_pipe(owner)?;
             pipes.stdout = Some(read);
             if self.merged() {
                 fds.push((FdRole::Stderr, write.try_clone().map_err(WiringError::Pipe)?));
@@ -212,7 +214,7 @@ impl Uris {
             fds.push((FdRole::Stdout, write));
         }
         if self.stderr != Uri::Null && !self.merged() {
-            let (read, write) = make_pipe(owner)?;
+            let (read, write) = make_output_pipe(owner)?;
             pipes.stderr = Some(read);
             fds.push((FdRole::Stderr, write));
         }
@@ -241,6 +243,14 @@ impl Uris {
             (stdout, stderr) => stdout == stderr,
         }
     }
+}
+
+fn make_output_pipe(owner: Owner) -> Result<(OwnedFd, OwnedFd), WiringError> {
+    let (read, write) = make_pipe(owner)?;
+    if let Err(error) = set_room(write.as_fd(), OUTPUT_PIPE_BYTES) {
+        debug!(%error, "an output's pipe stays small");
+    }
+    Ok((read, write))
 }
 
 fn make_pipe(owner: Owner) -> Result<(OwnedFd, OwnedFd), WiringError> {
