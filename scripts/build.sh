@@ -23,7 +23,7 @@ install_as() {
 
 # Static, so that the initramfs is one file; a target directory of its own, so that these flags do not make the host's crates build anew.
 guest_cargo() {
-    RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$MACHINE-linux-gnu \
+    RUSTFLAGS="-C target-feature=+crt-static" \
         cargo rustc --locked --profile "$PROFILE" --target "$TARGET" --target-dir target/guest "$@"
 }
 

@@ -115,6 +115,8 @@ pub const EVENT_ROOTFS_BYTES: usize = 32 * 1024;
 pub const NAMESPACE_BYTES: usize = 255;
 /// Execs of one container that are not deleted.
 pub const EXECS: usize = 4096;
+/// Seccomp profiles of which the compiled program is remembered.
+pub const SECCOMP_PROFILES: usize = 8;
 /// Threads for what can block, at the same time.
 pub const BLOCKING_THREADS: usize = 64;
 

@@ -6,6 +6,8 @@ pub const STATE_DIR: &str = "/run/vminitd";
 pub const LIBCONTAINER_DIR: &str = "/run/vminitd/lc";
 /// What the agent records of its containers, a directory per container.
 pub const CONTAINERS_DIR: &str = "/run/vminitd/containers";
+/// What a container's processes may do, below its record's directory; see `link/confinement.rs`.
+pub const CONFINEMENT: &str = "confinement";
 /// Bundles, on a tmpfs of their own: a root filesystem below must not share one with /run.
 pub const BUNDLES_DIR: &str = "/run/bundles";
 /// A bundle's configuration, below the bundle.

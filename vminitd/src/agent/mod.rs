@@ -16,6 +16,7 @@
 
 pub mod bundle;
 pub mod cgroup;
+pub mod confine;
 pub mod dirs;
 pub mod errors;
 pub mod events;
@@ -40,6 +41,7 @@ use std::time::Duration;
 use tracing::{error, info};
 
 use self::cgroup::guard::Guard;
+use self::confine::cache::Cache;
 use self::dirs::Dirs;
 use self::errors::chain;
 use self::events::hub::{Hub, HubError};
@@ -85,6 +87,8 @@ pub struct Agent {
     pub events: Arc<Hub>,
     /// What keeps containers from devices.
     pub guard: Arc<Guard>,
+    /// Seccomp filters that were compiled.
+    pub filters: Arc<Cache>,
 }
 
 /// Why an agent ends. init starts another.
@@ -214,6 +218,7 @@ impl Agent {
             streams: Arc::default(),
             events: Arc::new(events),
             guard: Arc::default(),
+            filters: Arc::default(),
         }))
     }
 

@@ -13,15 +13,21 @@
 //! | `linux.cgroupsPath` | `/containers/<id>` | one subtree for all; a relative one would mean systemd |
 //! | `linux.resources` | gone | the agent applies them to the cgroup before, see `cgroup/apply.rs` |
 //! | `process.apparmorProfile` | gone, with a warning | the kernel has no AppArmor, and create would fail |
+//! | `process.capabilities`, `linux.seccomp` | gone | the launcher sees to both, see `confine` |
+//! | `process.noNewPrivileges` | absent unless true | libcontainer takes a false for a true here and there |
 //! | relative sources of bind mounts | files of the bundle | so hosts mean them |
 
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Hook, Linux, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Process, Spec,
+};
 
 use super::bundle::ORIGINAL_CONFIG;
+use super::confine::capabilities::{self, CapabilityError};
+use crate::link::confinement::Capabilities;
 use crate::paths::{BUNDLE_CONFIG, CGROUP_CONTAINERS_IN_SPEC};
 use crate::sys::terminal::Size;
 
@@ -61,6 +67,9 @@ pub enum SpecError {
     /// A field that a container cannot do without.
     #[error("the config has no {0}")]
     Missing(&'static str),
+    /// Sets that the kernel would refuse.
+    #[error(transparent)]
+    Capabilities(#[from] CapabilityError),
     /// A path that leads out of the bundle.
     #[error("{what} {path} leads out of the bundle")]
     Outside {
@@ -85,6 +94,10 @@ pub struct Prepared {
     pub hook_seconds: u64,
     /// Whether the container may make AF_VSOCK sockets.
     pub allow_vsock: bool,
+    /// What its processes may do.
+    pub capabilities: Capabilities,
+    /// The system calls that they may make; to be compiled.
+    pub seccomp: Option<LinuxSeccomp>,
     /// What was dropped, for the log.
     pub warnings: Vec<String>,
 }
@@ -143,6 +156,8 @@ fn prepare(
         warnings.push(format!("process.apparmorProfile {profile:?}: no AppArmor in this kernel"));
     }
     process.set_apparmor_profile(None);
+    let capabilities = capabilities::of(process.capabilities().as_ref())?;
+    confine(process);
     for mount in spec.mounts_mut().iter_mut().flatten() {
         if let Some(source) = mount.source().clone().filter(|_| is_bind(mount)) {
             mount.set_source(Some(inside("mount source", bundle, &source)?));
@@ -154,6 +169,7 @@ fn prepare(
     let linux = spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?;
     linux.set_cgroups_path(Some(Path::new(CGROUP_CONTAINERS_IN_SPEC).join(id)));
     let resources = linux.resources_mut().take();
+    let seccomp = linux.seccomp_mut().take();
     let (key, value) = ALLOW_VSOCK;
     let annotation = spec.annotations().as_ref().and_then(|all| all.get(key));
     let allow_vsock = annotation.is_some_and(|found| found == value);
@@ -171,6 +187,8 @@ fn prepare(
         poststop: any(hooks.and_then(|hooks| hooks.poststop().as_ref())),
         hook_seconds: during_create.into_iter().flatten().map(|list| seconds(list)).sum(),
         allow_vsock,
+        capabilities,
+        seccomp,
         warnings,
         spec,
     })
@@ -222,13 +240,19 @@ fn console_size(process: &Process) -> Option<Size> {
     (width > 0 && height > 0).then_some(Size { width, height })
 }
 
-/// An exec's process, final: as requested, with what the request leaves open taken from the
-/// container's. Returns its JSON, and the size that it wants its terminal to have.
-pub fn exec_process(
-    json: &[u8],
-    terminal: bool,
-    bundle: &Path,
-) -> Result<(Vec<u8>, Option<Size>), SpecError> {
+/// An exec's process, as libcontainer is to see it, and what else is done about it.
+#[derive(Debug)]
+pub struct ExecProcess {
+    /// As requested, changed as an init's is.
+    pub json: Vec<u8>,
+    /// The size that it wants its terminal to have.
+    pub size: Option<Size>,
+    /// What it may do; None: what the container's init may.
+    pub capabilities: Option<Capabilities>,
+}
+
+/// Reads an exec's process.
+pub fn exec_process(json: &[u8], terminal: bool) -> Result<ExecProcess, SpecError> {
     let bad = |source| SpecError::Process { source };
     let mut process: Process = serde_json::from_slice(json).map_err(bad)?;
     if process.args().as_deref().unwrap_or_default().is_empty() {
@@ -236,14 +260,17 @@ pub fn exec_process(
     }
     process.set_terminal(Some(terminal));
     process.set_apparmor_profile(None);
-    if process.capabilities().is_none() {
-        // Without any the process would keep all of ours.
-        let spec = parse(bundle)?;
-        let of_container = spec.process().as_ref().and_then(|own| own.capabilities().clone());
-        process.set_capabilities(of_container);
-    }
+    let section = process.capabilities().as_ref();
+    let capabilities = section.map(|section| capabilities::of(Some(section))).transpose()?;
+    confine(&mut process);
     let size = console_size(&process);
-    Ok((serde_json::to_vec(&process).map_err(bad)?, size))
+    Ok(ExecProcess { json: serde_json::to_vec(&process).map_err(bad)?, size, capabilities })
+}
+
+/// Takes out what the launcher sees to.
+fn confine(process: &mut Process) {
+    process.set_capabilities(None);
+    process.set_no_new_privileges(process.no_new_privileges().filter(|set| *set));
 }
 
 /// An absolute path stays, a relative one is below the bundle.
@@ -367,6 +394,26 @@ mod tests {
         assert!(prepared.warnings[0].contains("docker-default"), "{:?}", prepared.warnings);
         write(dir.path(), &prepared).unwrap();
         assert!(read_back(dir.path())["process"]["apparmorProfile"].is_null());
+    }
+
+    #[test]
+    fn confinement_is_taken_out_and_false_no_new_privileges_is_none() {
+        let text = config(
+            r#","linux":{"seccomp":{"defaultAction":"SCMP_ACT_LOG"}},"annotations":{"a":"b"}"#,
+        );
+        let text = text.replace(
+            r#""args""#,
+            r#""noNewPrivileges":false,"capabilities":{"bounding":["CAP_KILL"]},"args""#,
+        );
+        let dir = bundle(&text);
+        let prepared = read(dir.path(), "c1", false).unwrap();
+        assert_eq!(prepared.capabilities.bounding, 1 << 5);
+        assert!(prepared.seccomp.is_some());
+        write(dir.path(), &prepared).unwrap();
+        let written = read_back(dir.path());
+        assert!(written["linux"]["seccomp"].is_null());
+        assert!(written["process"]["capabilities"].is_null());
+        assert!(written["process"]["noNewPrivileges"].is_null());
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //!
 //! Runs in the container's init, after the root has been changed and privileges were dropped.
 //!
+//! Also takes from the process what it may not have ([`super::confined`]).
+//!
 //! Owns: the numbers of the launcher's descriptors that this process has inherited. A container
 //! may stay in `created` for hours, and shall hold nothing of ours meanwhile.
 
@@ -20,6 +22,8 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::sys::stat::{fstat, makedev};
 use nix::unistd::{AccessFlags, access};
 
+use super::confined;
+use crate::link::confinement::Confinement;
 use crate::paths;
 use crate::sys::descriptors;
 
@@ -28,11 +32,18 @@ use crate::sys::descriptors;
 pub struct Program {
     /// Closed as soon as the process has no more use for them.
     pub descriptors_to_close: Vec<RawFd>,
+    /// What the process may do.
+    pub confinement: Confinement,
 }
 
 impl Executor for Program {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        find(spec).map_err(ExecutorValidationError::ArgValidationError)?;
+        let confined = confined::before_start(&self.confinement, spec);
+        // As the process itself would find it, so after it has lost its capabilities.
+        confined
+            .map_err(|error| error.to_string())
+            .and_then(|()| find(spec))
+            .map_err(ExecutorValidationError::ArgValidationError)?;
         descriptors::close_numbers(&self.descriptors_to_close);
         Ok(())
     }
@@ -45,6 +56,8 @@ impl Executor for Program {
             arguments(spec).iter().map(|word| text(word)).collect::<Result<Vec<_>, _>>()?;
         let program = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| ExecutorError::InvalidArg)?;
+        confined::before_program(&self.confinement, spec)
+            .map_err(|error| ExecutorError::Other(error.to_string()))?;
         let Err(errno) = nix::unistd::execv(&program, &arguments);
         Err(ExecutorError::Other(format!("exec {path:?}: {}", errno.desc())))
     }

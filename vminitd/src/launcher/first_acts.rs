@@ -70,7 +70,7 @@ pub fn perform(job: &Job, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), First
     log::keep_library_errors();
     redirect_stdio().map_err(FirstActError::Stdio)?;
     if !job.allows_vsock() {
-        seccomp::install(vsock_filter::FILTER).map_err(FirstActError::Filter)?;
+        seccomp::install(vsock_filter::FILTER, 0).map_err(FirstActError::Filter)?;
     }
     Ok(())
 }

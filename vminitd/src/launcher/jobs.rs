@@ -13,7 +13,7 @@ use super::console::{Console, ConsoleError};
 use super::executor::Program;
 use super::outcome::Outcome;
 use super::scratch::{Scratch, ScratchError};
-use super::{Stdio, reason, user_namespace};
+use super::{Stdio, confined, reason, user_namespace};
 use crate::link::message::{Job, Launch};
 use crate::log;
 use crate::paths;
@@ -46,7 +46,9 @@ pub fn perform(
 ) -> Result<(Outcome, Option<OwnedFd>), String> {
     let mut descriptors_to_close = log::descriptors();
     descriptors_to_close.push(result);
-    let program = Program { descriptors_to_close };
+    let confinement = confined::of(&launch.target.container, &launch.job);
+    let confinement = confinement.map_err(|error| reason::of(&error))?;
+    let program = Program { descriptors_to_close, confinement };
     job(launch, stdio, program).map_err(|error| reason::of(&error))
 }
 

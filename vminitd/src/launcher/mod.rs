@@ -10,6 +10,7 @@
 //! clones from it.
 //! Never: touches what of init's state lies in its memory; the descriptors behind it are closed.
 
+mod confined;
 mod console;
 mod executor;
 mod first_acts;

@@ -9,7 +9,7 @@
 //! The kernel evaluates such a filter in advance: a system call that it allows whatever the
 //! arguments costs a bitmap test.
 
-use crate::sys::seccomp::Instruction;
+use crate::sys::seccomp::{Instruction, native};
 
 /// The program for this architecture.
 pub const FILTER: &[Instruction] = &[
@@ -23,7 +23,7 @@ pub const FILTER: &[Instruction] = &[
     skip_if_at_least(IO_URING_LAST + 1, 1, 0),
     answer(NO_SYSTEM_CALL),
     answer(ALLOW),
-    skip_if_equal(native::SOCKET, 1, 0),
+    skip_if_equal(SOCKET, 1, 0),
     answer(ALLOW),
     load(FIRST_ARGUMENT_AT),
     skip_if_equal(libc::AF_VSOCK as u32, 0, 1),
@@ -31,23 +31,7 @@ pub const FILTER: &[Instruction] = &[
     answer(ALLOW),
 ];
 
-#[cfg(target_arch = "x86_64")]
-mod native {
-    /// AUDIT_ARCH_X86_64 in linux/audit.h.
-    pub const ARCHITECTURE: u32 = 0xc000_003e;
-    /// The x32 variants have this bit (__X32_SYSCALL_BIT), and go by the same architecture.
-    pub const FOREIGN_NUMBERS: u32 = 0x4000_0000;
-    pub const SOCKET: u32 = libc::SYS_socket as u32;
-}
-
-#[cfg(target_arch = "aarch64")]
-mod native {
-    /// AUDIT_ARCH_AARCH64 in linux/audit.h.
-    pub const ARCHITECTURE: u32 = 0xc000_00b7;
-    /// There are none.
-    pub const FOREIGN_NUMBERS: u32 = u32::MAX;
-    pub const SOCKET: u32 = libc::SYS_socket as u32;
-}
+const SOCKET: u32 = libc::SYS_socket as u32;
 
 /// io_uring_setup; io_uring_enter and io_uring_register follow. The same on all architectures.
 const IO_URING_FIRST: u32 = 425;
@@ -88,39 +72,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sys::seccomp::interpreter;
 
-    /// The five instructions that the filter uses, as the kernel runs them.
     fn run(number: u32, architecture: u32, first_argument: u64) -> u32 {
-        let (mut at, mut accumulator) = (0, 0);
-        loop {
-            let Instruction { code, jump_true, jump_false, value } = FILTER[at];
-            at += 1;
-            let taken = match u32::from(code) {
-                0x20 => {
-                    accumulator = match value {
-                        NUMBER_AT => number,
-                        ARCHITECTURE_AT => architecture,
-                        FIRST_ARGUMENT_AT => first_argument as u32,
-                        _ => panic!("load from {value}"),
-                    };
-                    continue;
-                }
-                0x15 => accumulator == value,
-                0x35 => accumulator >= value,
-                0x06 => return value,
-                _ => panic!("code {code:#x}"),
-            };
-            at += usize::from(if taken { jump_true } else { jump_false });
-        }
+        interpreter::run(FILTER, number, architecture, [first_argument, 0, 0, 0, 0, 0])
     }
 
     #[test]
     fn vsock_is_refused_also_with_garbage_in_the_high_half() {
         for high in [0, 1, u64::from(u32::MAX)] {
             let family = high << 32 | libc::AF_VSOCK as u64;
-            assert_eq!(run(native::SOCKET, native::ARCHITECTURE, family), NO_FAMILY);
+            assert_eq!(run(SOCKET, native::ARCHITECTURE, family), NO_FAMILY);
         }
-        assert_eq!(run(native::SOCKET, native::ARCHITECTURE, libc::AF_UNIX as u64), ALLOW);
+        assert_eq!(run(SOCKET, native::ARCHITECTURE, libc::AF_UNIX as u64), ALLOW);
     }
 
     proptest! {
@@ -128,7 +92,7 @@ mod tests {
         fn nothing_else_is_refused(number in 0u32..600, argument: u64) {
             let expected = match number {
                 425..=427 => NO_SYSTEM_CALL,
-                _ if number == native::SOCKET && argument as u32 == 40 => NO_FAMILY,
+                _ if number == SOCKET && argument as u32 == 40 => NO_FAMILY,
                 _ => ALLOW,
             };
             prop_assert_eq!(run(number, native::ARCHITECTURE, argument), expected);

@@ -1,9 +1,10 @@
 //! The socketpair between init and the agent: a seqpacket, so that a message is a datagram.
 //!
 //! [`message`] is the vocabulary, [`codec`] its bytes, [`sync`] init's end, which never blocks, and
-//! [`agent`] the agent's end, for tokio.
+//! [`agent`] the agent's end, for tokio. [`confinement`] is a file that both know.
 
 pub mod agent;
 pub mod codec;
+pub mod confinement;
 pub mod message;
 pub mod sync;

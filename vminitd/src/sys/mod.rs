@@ -7,6 +7,7 @@
 pub mod async_fd;
 pub mod beneath;
 pub mod bpf;
+pub mod capabilities;
 pub mod clock;
 pub mod clone;
 pub mod descriptors;

@@ -63,6 +63,7 @@ fn setup() -> Setup {
     let config = Config::default();
     let agent = Arc::new(Agent {
         guard: Arc::default(),
+        filters: Arc::default(),
         profile: config.profile.into(),
         config,
         dirs,

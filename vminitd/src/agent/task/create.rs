@@ -30,6 +30,7 @@ use super::record::{self, Counters, Habits, ProcessRecord, Record, Saved};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
 use crate::agent::cgroup::guard::Guard;
+use crate::agent::confine::cache::Cache;
 use crate::agent::errors::{RpcError, chain};
 use crate::agent::id::ContainerId;
 use crate::agent::init_client::{ExitSlot, Launched, Outcome};
@@ -39,6 +40,7 @@ use crate::agent::process::lifecycle::Event;
 use crate::agent::spec;
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::wiring::{Owner, ProcessFds};
+use crate::link::confinement::Confinement;
 use crate::link::message::{Job, Launch, Target};
 use crate::sys::loopback;
 use crate::sys::terminal::Size;
@@ -98,6 +100,8 @@ struct OnDisk {
     terminal: bool,
     /// The bundle is one that we have made.
     owns_bundle: bool,
+    directory: PathBuf,
+    filters: Arc<Cache>,
 }
 
 /// What the config says about the launch.
@@ -206,6 +210,8 @@ impl<'a> Attempt<'a> {
             guard: self.agent.guard.clone(),
             terminal: self.process.terminal,
             owns_bundle: self.agent.dirs.owns_bundle(&self.id, &self.record.bundle),
+            directory: self.agent.dirs.container(&self.id),
+            filters: self.agent.filters.clone(),
         };
         tokio::task::spawn_blocking(move || work.run())
             .await
@@ -304,6 +310,11 @@ impl OnDisk {
         {
             let_through(&self.bundle, gid).map_err(|error| RpcError::failed(&error))?;
         }
+        let filter = prepared.seccomp.take().map(|profile| self.filters.filter(profile));
+        let filter = filter.transpose().map_err(|error| runtime(&error))?;
+        let filter = filter.map(|filter| (*filter).clone());
+        let confinement = Confinement { capabilities: prepared.capabilities, filter };
+        confinement.save(&self.directory).map_err(|error| RpcError::failed(&error))?;
         make::make(&self.bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
         self.cgroup
             .set_up(&self.guard, prepared.resources.as_ref())

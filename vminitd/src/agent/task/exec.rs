@@ -14,11 +14,12 @@ use super::io;
 use super::process::Process;
 use super::record::{self, Counters, ProcessRecord, RecordError, Saved};
 use crate::agent::Agent;
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::id::ExecId;
 use crate::agent::process::lifecycle::{Refusal, State};
-use crate::agent::spec;
+use crate::agent::spec::{self, ExecProcess};
 use crate::limits::EXECS;
+use crate::link::confinement::{Confinement, ConfinementError};
 
 /// The call.
 pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcError> {
@@ -34,8 +35,9 @@ pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcEr
     };
     io::uris(&record)?;
     let json = request.spec.map(|any| any.value).unwrap_or_default();
-    let (json, size) = spec::exec_process(&json, record.terminal, &container.record().bundle)
-        .map_err(|error| RpcError::invalid(&error))?;
+    let wanted =
+        spec::exec_process(&json, record.terminal).map_err(|error| RpcError::invalid(&error))?;
+    let confinement = confinement(&container, &wanted).map_err(|error| RpcError::failed(&error))?;
     if container.process(id.as_str()).is_ok() {
         return Err(RpcError::Exists { what: "id", id: id.to_string() });
     }
@@ -44,19 +46,42 @@ pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcEr
     }
     // Nothing here waits, so that nobody can take the id meanwhile.
     let directory = record::exec_directory(&container.directory, &id);
-    let counters = save(&directory, &record, &json).inspect_err(|error| {
-        warn!(container = %container.id, exec = %id, error = %chain(error), "not added");
+    let saved = confined(&directory, &record, &wanted.json, &confinement).inspect_err(|error| {
+        warn!(container = %container.id, exec = %id, %error, "not added");
         let _ = record::remove_directory(&directory);
     });
-    let counters = counters.map_err(|error| RpcError::failed(&error))?;
+    let counters = saved?;
     let process = Process::exec(&container.id, id.clone(), directory, record, counters);
-    if let Some(size) = size {
+    if let Some(size) = wanted.size {
         process.resize(size)?;
     }
     container.add_exec(&id, process.clone());
     debug!(container = %container.id, exec = %id, "added");
     container.publish_added(agent, &process);
     Ok(())
+}
+
+/// The filter is the container's own, which the launcher reads there.
+fn confinement(
+    container: &Container,
+    wanted: &ExecProcess,
+) -> Result<Confinement, ConfinementError> {
+    let capabilities = match wanted.capabilities {
+        Some(capabilities) => capabilities,
+        None => Confinement::read(&container.directory)?.capabilities,
+    };
+    Ok(Confinement { capabilities, filter: None })
+}
+
+fn confined(
+    directory: &Path,
+    record: &ProcessRecord,
+    json: &[u8],
+    confinement: &Confinement,
+) -> Result<Counters, RpcError> {
+    let counters = save(directory, record, json).map_err(|error| RpcError::failed(&error))?;
+    confinement.save(directory).map_err(|error| RpcError::failed(&error))?;
+    Ok(counters)
 }
 
 fn save(directory: &Path, record: &ProcessRecord, json: &[u8]) -> Result<Counters, RecordError> {

@@ -1,0 +1,99 @@
+//! The last of what a container's process loses: capabilities and system calls.
+//!
+//! Runs in the process itself, in the executor, when libcontainer has done everything that needs
+//! either. The filter comes as late as it can: with no_new_privs right before the program, so that
+//! a profile need not allow what libcontainer and we do until then; without, only somebody with
+//! CAP_SYS_ADMIN may load one, so before the capabilities are dropped. Hooks that run in between
+//! are filtered too.
+//!
+//! Promises: a process that has not got all of it executes nothing.
+
+use std::io;
+use std::path::Path;
+
+use libcontainer::oci_spec::runtime::Spec;
+
+use crate::link::confinement::{Capabilities, Confinement, ConfinementError, Filter};
+use crate::link::message::Job;
+use crate::paths;
+use crate::sys::{capabilities, seccomp};
+
+/// Why nothing is executed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfinedError {
+    /// The agent's file is no use.
+    #[error(transparent)]
+    File(#[from] ConfinementError),
+    /// The kernel refused; see capabilities(7).
+    #[error("{what}: {source}")]
+    Capabilities {
+        /// What.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused the program; see seccomp(2).
+    #[error("load the seccomp filter: {0}")]
+    Filter(#[source] io::Error),
+}
+
+/// What the agent has left for a process: the container's, but an exec has capabilities of its own,
+/// in a file beside its process.
+pub fn of(container: &str, job: &Job) -> Result<Confinement, ConfinementError> {
+    let container = Path::new(paths::CONTAINERS_DIR).join(container);
+    match job {
+        Job::Create { .. } => Confinement::read(&container),
+        Job::Exec { process, .. } => {
+            let directory = Path::new(process).parent().unwrap_or(Path::new("/"));
+            let own = Confinement::read(directory)?;
+            Ok(Confinement { capabilities: own.capabilities, ..Confinement::read(&container)? })
+        }
+        // They start no program of the container's.
+        Job::Log { .. } | Job::StartWithHooks | Job::DeleteWithHooks => Ok(Confinement::default()),
+    }
+}
+
+/// To be done before the process waits for its start.
+pub fn before_start(confinement: &Confinement, spec: &Spec) -> Result<(), ConfinedError> {
+    if !has_no_new_privileges(spec) {
+        load(confinement)?;
+    }
+    drop_capabilities(confinement.capabilities)?;
+    if has_no_new_privileges(spec) && has_start_hooks(spec) {
+        load(confinement)?;
+    }
+    Ok(())
+}
+
+/// To be done right before the program.
+pub fn before_program(confinement: &Confinement, spec: &Spec) -> Result<(), ConfinedError> {
+    match has_no_new_privileges(spec) && !has_start_hooks(spec) {
+        true => load(confinement),
+        false => Ok(()),
+    }
+}
+
+fn load(confinement: &Confinement) -> Result<(), ConfinedError> {
+    let Some(Filter { flags, program }) = &confinement.filter else { return Ok(()) };
+    seccomp::install(&seccomp::instructions(program), *flags).map_err(ConfinedError::Filter)
+}
+
+/// The bounding set first: that takes CAP_SETPCAP.
+fn drop_capabilities(sets: Capabilities) -> Result<(), ConfinedError> {
+    let failed = |what| move |source| ConfinedError::Capabilities { what, source };
+    capabilities::keep_in_bounding_set(sets.bounding)
+        .map_err(failed("drop capabilities from the bounding set"))?;
+    capabilities::set(sets.effective, sets.permitted, sets.inheritable)
+        .map_err(failed("set capabilities"))?;
+    capabilities::set_ambient(sets.ambient).map_err(failed("set ambient capabilities"))
+}
+
+fn has_no_new_privileges(spec: &Spec) -> bool {
+    spec.process().as_ref().and_then(|process| process.no_new_privileges()).unwrap_or(false)
+}
+
+fn has_start_hooks(spec: &Spec) -> bool {
+    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
+    hooks.is_some_and(|hooks| !hooks.is_empty())
+}
