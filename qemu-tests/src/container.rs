@@ -98,6 +98,14 @@ impl Wish {
         self
     }
 
+    /// Gives it every capability that there is, as a privileged container has them.
+    pub fn with_all_capabilities(mut self) -> Self {
+        for set in ["bounding", "effective", "permitted"] {
+            self.spec["process"]["capabilities"][set] = json!(ALL_CAPABILITIES.as_slice());
+        }
+        self
+    }
+
     /// Mounts the guest's root on /guest, and keeps nothing from the container but what the kernel does.
     pub fn with_guest_root(mut self) -> Self {
         let mounts = self.spec["mounts"].as_array_mut().expect("the default spec has some");
@@ -125,6 +133,51 @@ impl Wish {
         self
     }
 }
+
+/// Every capability, by name.
+const ALL_CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
 
 /// A created container.
 pub struct Task<'vm> {

@@ -13,6 +13,7 @@
 //! | `events` | their numbers, resuming, slow subscribers |
 //! | `exec` | further processes in a container |
 //! | `exec_cli` | `vminitctl exec`, `list` and names of VMs, as a person uses them |
+//! | `isolation` | what a container that wants out reaches, and what one that takes everything spoils |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
 //! | `oom` | containers that run out of memory |
@@ -40,6 +41,7 @@ mod errors;
 mod events;
 mod exec;
 mod exec_cli;
+mod isolation;
 mod launch;
 mod lifecycle;
 mod oom;
