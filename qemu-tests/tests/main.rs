@@ -26,6 +26,7 @@
 //! | `resources` | Update and Stats: limits that bite, figures that are true |
 //! | `room` | full filesystems |
 //! | `sinks` | output to files, named pipes and programs of the guest |
+//! | `seccomp` | filters of the runtime spec, for inits and execs |
 //! | `stdio` | bytes, their order and their ends |
 //! | `terminal` | `vminitctl run -t` on a real terminal of the host |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
@@ -54,6 +55,7 @@ mod reattach;
 mod resources;
 mod room;
 mod sinks;
+mod seccomp;
 mod stdio;
 mod terminal;
 mod wire;
