@@ -54,6 +54,8 @@ pub const SHUTDOWN_BY_AGENT: Duration = Duration::from_secs(30);
 
 /// What stays for init, agent and kernel when containers take all memory, in bytes.
 pub const RESERVED_MEMORY: u64 = 64 * 1024 * 1024;
+/// Processes and threads that stay for init, agent, launchers and kernel when containers take all.
+pub const RESERVED_PROCESSES: u64 = 512;
 /// What the kernel does not take from init and agent under memory pressure, in bytes.
 pub const SELF_MEMORY_MIN: u64 = 32 * 1024 * 1024;
 /// cgroup v2's largest cpu.weight.

@@ -31,6 +31,10 @@ pub const CONSOLE: &str = "/dev/console";
 pub const KMSG: &str = "/dev/kmsg";
 /// Whether user space may write to the kernel's log as often as it likes.
 pub const PRINTK_DEVKMSG: &str = "/proc/sys/kernel/printk_devkmsg";
+/// How many processes and threads there may be, and the highest number of one.
+pub const THREADS_MAX: &str = "/proc/sys/kernel/threads-max";
+/// See [`THREADS_MAX`].
+pub const PID_MAX: &str = "/proc/sys/kernel/pid_max";
 /// The kernel's console log levels; the first figure counts.
 pub const PRINTK: &str = "/proc/sys/kernel/printk";
 /// Whether RCU grace periods are as short as can be.

@@ -273,12 +273,17 @@ fn confine(process: &mut Process) {
     process.set_no_new_privileges(process.no_new_privileges().filter(|set| *set));
 }
 
-/// An absolute path stays, a relative one is below the bundle.
+/// An absolute path stays, a relative one is below the bundle, wherever links in it lead.
 fn inside(what: &'static str, bundle: &Path, path: &Path) -> Result<PathBuf, SpecError> {
-    if path.components().any(|part| part == Component::ParentDir) {
+    let leads_up = path.components().any(|part| part == Component::ParentDir);
+    let place = bundle.join(path);
+    // What is not there yet cannot be a link, and what comes later is the host's.
+    let real = || Some((fs::canonicalize(&place).ok()?, fs::canonicalize(bundle).ok()?));
+    let leads_out = || real().is_some_and(|(place, bundle)| !place.starts_with(bundle));
+    if leads_up || path.is_relative() && leads_out() {
         return Err(SpecError::Outside { what, path: path.to_owned() });
     }
-    Ok(bundle.join(path))
+    Ok(place)
 }
 
 fn is_bind(mount: &Mount) -> bool {
@@ -374,6 +379,22 @@ mod tests {
         for config in [out, mount] {
             let dir = bundle(&config);
             assert!(matches!(read(dir.path(), "c1", false), Err(SpecError::Outside { .. })));
+        }
+    }
+
+    #[test]
+    fn links_that_lead_out_of_the_bundle_are_refused_and_others_are_followed() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let mount = r#","mounts":[{"destination":"/x","type":"bind","source":"a"}]"#;
+        for (link, rest) in [("rootfs", ""), ("a", mount)] {
+            let dir = bundle(&config(rest));
+            std::os::unix::fs::symlink(elsewhere.path(), dir.path().join(link)).unwrap();
+            let error = read(dir.path(), "c1", false).unwrap_err().to_string();
+            assert!(error.contains("leads out of the bundle"), "{error}");
+            fs::remove_file(dir.path().join(link)).unwrap();
+            fs::create_dir(dir.path().join("real")).unwrap();
+            std::os::unix::fs::symlink("real", dir.path().join(link)).unwrap();
+            assert!(read(dir.path(), "c1", false).is_ok());
         }
     }
 

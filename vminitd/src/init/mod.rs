@@ -89,6 +89,7 @@ fn boot(arguments: &[String], mut stamps: Stamps) -> Result<Booted, BootError> {
     mounts::mount_rest()?;
     settings::expedite_rcu();
     cgroup::set_up()?;
+    settings::part_users();
     settings::own_process();
     settings::system(&config.hostname);
     stamps.take(Phase::SystemInit);

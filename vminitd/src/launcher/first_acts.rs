@@ -12,7 +12,7 @@ use nix::sys::resource::setrlimit;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
 
-use super::vsock_filter;
+use super::reach_filter;
 use crate::limits::CONTAINER_RLIMITS;
 use crate::link::message::Job;
 use crate::log::{self, Role};
@@ -41,7 +41,7 @@ pub enum FirstActError {
     #[error("open the launcher's standard descriptors")]
     Stdio(#[source] io::Error),
     /// See seccomp(2).
-    #[error("keep the container from vsock")]
+    #[error("keep the container from the agent")]
     Filter(#[source] io::Error),
 }
 
@@ -69,8 +69,9 @@ pub fn perform(job: &Job, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), First
 
     log::keep_library_errors();
     redirect_stdio().map_err(FirstActError::Stdio)?;
-    if !job.allows_vsock() {
-        seccomp::install(vsock_filter::FILTER, 0).map_err(FirstActError::Filter)?;
+    if job.makes_process() {
+        let filter = reach_filter::filter(job.allows_vsock());
+        seccomp::install(&filter, 0).map_err(FirstActError::Filter)?;
     }
     Ok(())
 }

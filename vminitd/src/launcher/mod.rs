@@ -16,10 +16,10 @@ mod executor;
 mod first_acts;
 mod jobs;
 pub mod outcome;
+mod reach_filter;
 mod reason;
 pub mod scratch;
 mod user_namespace;
-mod vsock_filter;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -116,6 +116,11 @@ impl Job {
             Job::Log { .. } => false,
             Job::StartWithHooks | Job::DeleteWithHooks => true,
         }
+    }
+
+    /// Whether a process of the container's comes of it.
+    fn makes_process(&self) -> bool {
+        matches!(self, Job::Create { .. } | Job::Exec { .. })
     }
 
     /// Whether AF_VSOCK stays open to the container. Hooks of a start or a delete are the host's

@@ -15,7 +15,7 @@
 //! of the profile counts; names of system calls that nobody knows are skipped, as runc does;
 //! everything else that cannot be had is an error that names it.
 //! Never: loads a program, remembers one, or compiles for other architectures: a container has no
-//! system calls of theirs (`launcher/vsock_filter.rs`, and the kernel's configuration).
+//! system calls of theirs (`launcher/reach_filter.rs`, and the kernel's configuration).
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! cgroup v2: one leaf for init and agent, one subtree for the containers.
 //!
-//! Promises: no limit, freeze or kill of a container touches the leaf; the memory that containers
-//! may take together leaves [`RESERVED_MEMORY`] to us.
+//! Promises: no limit, freeze or kill of a container touches the leaf; the memory and the
+//! processes that containers may take together leave [`RESERVED_MEMORY`] and [`RESERVED_PROCESSES`]
+//! to us.
 
 use std::io;
 
@@ -9,7 +10,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use tracing::{info, warn};
 
-use crate::limits::{RESERVED_MEMORY, SELF_CPU_WEIGHT, SELF_MEMORY_MIN};
+use crate::limits::{RESERVED_MEMORY, RESERVED_PROCESSES, SELF_CPU_WEIGHT, SELF_MEMORY_MIN};
 use crate::paths;
 
 /// Without cgroups there are no containers.
@@ -53,6 +54,8 @@ pub fn set_up() -> Result<(), CgroupError> {
         }
         Err(errno) => warn!("the VM's memory is not known: {errno}"),
     }
+    let processes = most_processes();
+    set(paths::CGROUP_CONTAINERS, "pids.max", &containers_processes(processes).to_string());
     Ok(())
 }
 
@@ -106,6 +109,18 @@ fn set(path: &str, file: &str, value: &str) {
     }
 }
 
+/// How many processes and threads the kernel allows to all together.
+fn most_processes() -> u64 {
+    let read = |path| std::fs::read_to_string(path).ok()?.trim().parse().ok();
+    let limits = [paths::THREADS_MAX, paths::PID_MAX].into_iter().filter_map(read);
+    limits.min().unwrap_or(u64::MAX)
+}
+
+/// All but the reserve.
+fn containers_processes(total: u64) -> u64 {
+    total.saturating_sub(RESERVED_PROCESSES).max(total / 2)
+}
+
 /// All but the reserve; in a VM that is hardly larger than that, half of it.
 fn containers_memory(total: u64) -> u64 {
     total.saturating_sub(RESERVED_MEMORY).max(total / 2)
@@ -121,5 +136,7 @@ mod tests {
     fn containers_get_all_but_the_reserve() {
         assert_eq!(containers_memory(512 * MIB), 448 * MIB);
         assert_eq!(containers_memory(96 * MIB), 48 * MIB);
+        assert_eq!(containers_processes(4000), 4000 - RESERVED_PROCESSES);
+        assert_eq!(containers_processes(600), 300);
     }
 }

@@ -44,6 +44,26 @@ pub fn expedite_rcu() {
     }
 }
 
+/// What the kernel counts per user and not per container, so that root in a container could use
+/// up what the agent needs; the memory behind it is the container's and has a limit. And what it
+/// tells to everybody.
+const SHARED: &[(&str, &str)] = &[
+    // The agent logs there.
+    ("/proc/sys/kernel/dmesg_restrict", "1\n"),
+    ("/proc/sys/fs/epoll/max_user_watches", "1000000000\n"),
+    ("/proc/sys/fs/inotify/max_user_instances", "1000000000\n"),
+    ("/proc/sys/fs/inotify/max_user_watches", "1000000000\n"),
+];
+
+/// Keeps containers from what all users share.
+pub fn part_users() {
+    for (path, value) in SHARED {
+        if let Err(error) = std::fs::write(path, value) {
+            warn!("set {path}: {error}");
+        }
+    }
+}
+
 /// Environment, umask and limits of PID 1 and the agent.
 pub fn own_process() {
     environment::replace(paths::ENVIRONMENT);
