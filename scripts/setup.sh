@@ -6,8 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 for need in "$@"; do
     case $need in
-    # protoc (and the well-known messages) for the bindings; libseccomp, also as static library, for containers' filters
-    rust) apt_need "our Rust code" gcc libc6-dev pkg-config protobuf-compiler libprotobuf-dev libseccomp-dev ;;
+    # protoc (and the well-known messages) for the bindings
+    rust) apt_need "our Rust code" gcc libc6-dev pkg-config protobuf-compiler libprotobuf-dev ;;
     vm) "$ROOT/scripts/qemu.sh" ;;
     busybox) apt_need "the containers' root filesystem" busybox-static ;;
     disks) apt_need "tests that make disk images" e2fsprogs erofs-utils ;;
