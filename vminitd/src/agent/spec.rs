@@ -19,6 +19,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -29,6 +30,7 @@ use super::bundle::ORIGINAL_CONFIG;
 use super::confine::capabilities::{self, CapabilityError};
 use crate::link::confinement::Capabilities;
 use crate::paths::{BUNDLE_CONFIG, CGROUP_CONTAINERS_IN_SPEC};
+use crate::sys::beneath;
 use crate::sys::terminal::Size;
 
 /// The annotation that lets a container make AF_VSOCK sockets, and its value.
@@ -67,6 +69,9 @@ pub enum SpecError {
     /// A field that a container cannot do without.
     #[error("the config has no {0}")]
     Missing(&'static str),
+    /// A field that would have no effect.
+    #[error("{0} are not supported")]
+    Unbuilt(String),
     /// Sets that the kernel would refuse.
     #[error(transparent)]
     Capabilities(#[from] CapabilityError),
@@ -156,6 +161,9 @@ fn prepare(
         warnings.push(format!("process.apparmorProfile {profile:?}: no AppArmor in this kernel"));
     }
     process.set_apparmor_profile(None);
+    if let Some(label) = process.selinux_label().clone().filter(|label| !label.is_empty()) {
+        warnings.push(format!("process.selinuxLabel {label:?}: no SELinux in this kernel"));
+    }
     let capabilities = capabilities::of(process.capabilities().as_ref())?;
     confine(process);
     for mount in spec.mounts_mut().iter_mut().flatten() {
@@ -166,6 +174,7 @@ fn prepare(
     if spec.linux().is_none() {
         spec.set_linux(Some(bare_linux()));
     }
+    refuse_unbuilt(&spec)?;
     let linux = spec.linux_mut().as_mut().ok_or(SpecError::Missing("linux"))?;
     linux.set_cgroups_path(Some(Path::new(CGROUP_CONTAINERS_IN_SPEC).join(id)));
     let resources = linux.resources_mut().take();
@@ -195,6 +204,14 @@ fn prepare(
 }
 
 impl Prepared {
+    /// Makes the working directory, as runc does: many images name one that is not there.
+    pub fn make_cwd(&self) -> io::Result<()> {
+        let (root, process) = (self.spec.root().as_ref(), self.spec.process().as_ref());
+        let (Some(root), Some(process)) = (root, process) else { return Ok(()) };
+        let root = fs::File::open(root.path())?;
+        beneath::make_directory_in_root(root.as_fd(), process.cwd())
+    }
+
     /// Whether the container gets a network namespace that did not exist before.
     pub fn new_network(&self) -> bool {
         self.makes(LinuxNamespaceType::Network)
@@ -271,6 +288,20 @@ pub fn exec_process(json: &[u8], terminal: bool) -> Result<ExecProcess, SpecErro
 fn confine(process: &mut Process) {
     process.set_capabilities(None);
     process.set_no_new_privileges(process.no_new_privileges().filter(|set| *set));
+}
+
+/// What libcontainer passes over in silence.
+fn refuse_unbuilt(spec: &Spec) -> Result<(), SpecError> {
+    for mount in spec.mounts().iter().flatten() {
+        let mapped = |maps: &Option<Vec<_>>| maps.as_ref().is_some_and(|maps| !maps.is_empty());
+        if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
+            let place = mount.destination().display();
+            return Err(SpecError::Unbuilt(format!(
+                "uidMappings and gidMappings of mount {place}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// An absolute path stays, a relative one is below the bundle, wherever links in it lead.

@@ -22,6 +22,31 @@ pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io:
     open(directory, path, flags, ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_BENEATH)
 }
 
+/// Makes the directory `path` and those above it, mode 0755, where `root` is what `/` means to the
+/// path and to every symlink in it. openat2(2) with RESOLVE_IN_ROOT.
+pub fn make_directory_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let open = |path: &Path| {
+        open(root, path, OFlag::O_PATH | OFlag::O_DIRECTORY, ResolveFlag::RESOLVE_IN_ROOT)
+    };
+    let mut above = open(Path::new("."))?;
+    let mut place = std::path::PathBuf::new();
+    for part in path.components() {
+        let std::path::Component::Normal(name) = part else { continue };
+        place.push(name);
+        above = match open(&place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mode = Mode::from_bits_retain(0o755);
+                match nix::sys::stat::mkdirat(Some(above.as_raw_fd()), name, mode) {
+                    Ok(()) | Err(nix::errno::Errno::EEXIST) => open(&place)?,
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            opened => opened?,
+        };
+    }
+    Ok(())
+}
+
 fn open(
     directory: BorrowedFd<'_>,
     path: &Path,
@@ -35,4 +60,31 @@ fn open(
     let fd = openat2(directory.as_raw_fd(), path, how)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn directories_are_made_inside_of_the_root_wherever_links_point() {
+        let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink(elsewhere.path(), root.path().join("out")).unwrap();
+        symlink("../../../../real", root.path().join("up")).unwrap();
+        std::fs::create_dir(root.path().join("real")).unwrap();
+        let file = std::fs::File::open(root.path()).unwrap();
+        let make = |path: &str| make_directory_in_root(file.as_fd(), Path::new(path));
+        make("/a/b/c").unwrap();
+        make("/a/b/c").unwrap();
+        make("up/below").unwrap();
+        assert!(make("/out/x").is_err(), "what it names is not in the root");
+        assert!(root.path().join("a/b/c").is_dir() && root.path().join("real/below").is_dir());
+        assert_eq!(root.path().join("a/b").metadata().unwrap().permissions().mode() & 0o777, 0o755);
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+        std::fs::write(root.path().join("file"), "").unwrap();
+        assert!(make("/file/x").is_err());
+    }
 }

@@ -316,6 +316,10 @@ impl OnDisk {
         let confinement = Confinement { capabilities: prepared.capabilities, filter };
         confinement.save(&self.directory).map_err(|error| RpcError::failed(&error))?;
         make::make(&self.bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
+        if let Err(error) = prepared.make_cwd() {
+            // Read-only, or in a volume: its absence is libcontainer's to tell.
+            debug!(container = %self.id, %error, "its working directory is not made");
+        }
         self.cgroup
             .set_up(&self.guard, prepared.resources.as_ref())
             .map_err(|error| runtime(&error))?;
