@@ -22,6 +22,7 @@
 //! | `pods` | containers that share namespaces |
 //! | `pty` | terminals in the guest |
 //! | `reattach` | streams that are lost and replaced |
+//! | `oci` | the runtime specification, row by row |
 //! | `reaping` | orphans and grandchildren |
 //! | `resources` | Update and Stats: limits that bite, figures that are true |
 //! | `room` | full filesystems |
@@ -45,6 +46,7 @@ mod exec_cli;
 mod isolation;
 mod launch;
 mod lifecycle;
+mod oci;
 mod oom;
 mod options;
 mod pause;
@@ -54,8 +56,8 @@ mod reaping;
 mod reattach;
 mod resources;
 mod room;
-mod sinks;
 mod seccomp;
+mod sinks;
 mod stdio;
 mod terminal;
 mod wire;
