@@ -170,6 +170,14 @@ fn prepare(
         if let Some(source) = mount.source().clone().filter(|_| is_bind(mount)) {
             mount.set_source(Some(inside("mount source", bundle, &source)?));
         }
+        let mut options = mount.options().iter().flatten();
+        if let Some(option) =
+            options.find(|option| ["shared", "rshared"].contains(&option.as_str()))
+        {
+            let place = mount.destination().display();
+            warnings
+                .push(format!("mount {place}: {option} has no effect, its mounts stay its own"));
+        }
     }
     if spec.linux().is_none() {
         spec.set_linux(Some(bare_linux()));
