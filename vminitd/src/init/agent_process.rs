@@ -21,7 +21,7 @@ use crate::log;
 use crate::paths;
 use crate::sys::clone::{self, Forked};
 use crate::sys::wait::{self, End};
-use crate::sys::{descriptors, memory, pidfd, seqpacket, signals};
+use crate::sys::{descriptors, pidfd, seqpacket, signals};
 
 /// Where the agent finds its end of the link.
 pub const LINK_NUMBER: RawFd = 3;
@@ -146,10 +146,6 @@ impl Agent {
         if let Some(process) = &self.process {
             remember(Moment::AgentServes, process.pid, self.generation);
             info!("agent {} serves", self.generation);
-            // What the boot needed and the loop does not is half a megabyte.
-            if let Err(error) = memory::forget_code() {
-                debug!("forget the boot's code: {error}");
-            }
             self.tell(Event::Serving, now);
         }
     }
