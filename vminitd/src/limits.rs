@@ -156,11 +156,6 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const OUTPUT_PIPE_BYTES: usize = 1024 * 1024;
 /// Most bytes of one splice.
 pub const SPLICE_BYTES: usize = 1024 * 1024;
-/// Bytes of one move of output that tell of a process that writes much, so that its next bytes are
-/// left to gather; and how long for. A pipe takes 1 MiB meanwhile.
-pub const MUCH_OUTPUT_BYTES: usize = 32 * 1024;
-/// See [`MUCH_OUTPUT_BYTES`].
-pub const OUTPUT_PAUSE: Duration = Duration::from_millis(1);
 /// Splices of one stream before the others get a turn.
 pub const SPLICES_PER_TURN: u64 = 8;
 

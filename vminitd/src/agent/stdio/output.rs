@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
 use super::end::{End, move_some};
-use crate::limits::{MUCH_OUTPUT_BYTES, OUTPUT_PAUSE, SPLICES_PER_TURN};
+use crate::limits::SPLICES_PER_TURN;
 use crate::paths;
 use crate::sys::splice::readable_bytes;
 use crate::sys::stream_socket::shutdown_write;
@@ -209,11 +209,6 @@ impl Output {
             // everybody else on this thread.
             if turn.is_multiple_of(SPLICES_PER_TURN) {
                 tokio::task::yield_now().await;
-            }
-            // On one CPU each write of the process would wake us at once, and the turns would cost
-            // more than the bytes: one that writes much gets the time to fill its pipe.
-            if bytes >= MUCH_OUTPUT_BYTES && self.waiting() < MUCH_OUTPUT_BYTES as u64 {
-                tokio::time::sleep(OUTPUT_PAUSE).await;
             }
         }
         Ok(())
