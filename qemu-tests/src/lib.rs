@@ -19,7 +19,7 @@ mod steady;
 mod vm;
 
 pub use blow::Blow;
-pub use container::{Exit, Running, Task, Wish};
+pub use container::{ALL_CAPABILITIES, Exit, Running, Task, Wish};
 pub use exec::{Exec, ExecWish, RunningExec};
 pub use leaks::{Listing, inspector};
 pub use rootfs::{guest_program, rootfs};

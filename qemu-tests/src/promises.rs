@@ -18,7 +18,10 @@ mod tests {
         let promises = read();
         assert!(promises.len() > 10, "the table was not found");
         let mut wrong = Vec::new();
-        for promise in &promises {
+        for (at, promise) in promises.iter().enumerate() {
+            if promises[..at].iter().any(|other| other.number == promise.number) {
+                wrong.push(format!("{}: given twice", promise.number));
+            }
             let state = promise.state.split(' ').next().unwrap_or("");
             if !STATES.contains(&state) {
                 wrong.push(format!("{}: {:?} is no state", promise.number, promise.state));

@@ -248,18 +248,6 @@ impl Vm {
         self.reconnect().await;
     }
 
-    /// Kills the agent, from within a container, and goes on with the next one.
-    pub async fn kill_agent(&self) {
-        let before = self.agents();
-        let id = format!("blow-{before}");
-        let wish = crate::inspector(&["inspect", "signal", "9"]);
-        let task = self.create(&id, wish).await.expect("create");
-        // The answer dies with the agent, or comes before it.
-        let _ = timeout(Duration::from_secs(5), task.start()).await;
-        self.reconnect_to_another_than(before).await;
-        self.delete_by_force(&id).await;
-    }
-
     /// Events so far, in the order in which they came.
     pub fn events(&self) -> Vec<Envelope> {
         self.events.lock().expect("no test panics with it").clone()

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use host_shim::guest::unlimited;
 use host_shim::vm::{Disk, Serial};
-use qemu_tests::{ExecWish, Options, Wish, vm_test_with};
+use qemu_tests::{Blow, ExecWish, Options, Wish, vm_test_with};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use vminitd_protocol::pb::containerd::task::v3::{PidsRequest, UpdateTaskRequest};
@@ -148,7 +148,7 @@ fn update_replaces_the_device_rules_of_what_runs() {
         let denied = format!("vda read: {DENIED}\nvda write: {DENIED}\n");
         let exec = |body: &str| ExecWish::sh(&format!("{TOOLS}\n{body}"));
         assert_eq!(running.task.run_exec("before", exec("try vda")).await.text(), denied);
-        vm.kill_agent().await;
+        Blow::Kill.strike(vm).await;
         assert_eq!(running.task.run_exec("after", exec("try vda")).await.text(), denied);
         stdin.write_all(b"\n").await.expect("write");
         drop(stdin);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use host_shim::guest::unlimited;
 use prost::Message;
-use qemu_tests::{PATIENCE_S, Running, Vm, Wish, vm_test};
+use qemu_tests::{Blow, PATIENCE_S, Running, Vm, Wish, vm_test};
 use vminitd_protocol::pb::containerd::task::v3::{
     PauseRequest, PidsRequest, ResumeRequest, StatsRequest,
 };
@@ -103,13 +103,13 @@ fn pause_outlives_the_agent_and_is_told_once() {
     vm_test(async |vm| {
         let running = start(vm, "busy", Wish::sh("while :; do :; done")).await;
         pause(vm, "busy").await.expect("pause");
-        vm.kill_agent().await;
+        Blow::Kill.strike(vm).await;
         assert_eq!(running.task.state().await.expect("state").status(), Status::Paused);
         let before = used(vm, "busy").await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(used(vm, "busy").await, before);
         resume(vm, "busy").await.expect("resume");
-        vm.kill_agent().await;
+        Blow::Kill.strike(vm).await;
         assert_eq!(running.task.state().await.expect("state").status(), Status::Running);
         running.task.kill(9).await.expect("kill");
         assert_eq!(running.task.wait().await.expect("wait").exit_status, 137);

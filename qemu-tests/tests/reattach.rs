@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use host_shim::guest::{Attached, SteadyGuest, Which, unlimited};
-use qemu_tests::{PATIENCE_S, Vm, Wish, inspector, noise, sha256, vm_test};
+use qemu_tests::{Blow, PATIENCE_S, Vm, Wish, noise, sha256, vm_test};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use vminitd_protocol::pb::vminitd::v1::{AttachRequest, AttachResponse};
@@ -16,14 +16,6 @@ async fn attach(vm: &Vm, request: AttachRequest) -> ttrpc::Result<AttachResponse
 
 fn stdout_of(id: &str, stream: &str) -> AttachRequest {
     AttachRequest { id: id.to_owned(), stdout: stream.to_owned(), ..Default::default() }
-}
-
-async fn kill_agent(vm: &Vm, id: &str) {
-    let blow = vm.create(id, inspector(&["inspect", "signal", "9"])).await.expect("create");
-    let before = vm.agents();
-    let _ = timeout(Duration::from_secs(5), blow.start()).await;
-    vm.reconnect_to_another_than(before).await;
-    vm.delete_by_force(id).await;
 }
 
 #[test]
@@ -39,7 +31,7 @@ fn output_of_a_host_that_comes_back_goes_on_where_it_left_the_guest() {
         assert!(got == all[..300_000]);
         drop(first);
         // The guest learns of it with the next bytes that it sends; the process waits meanwhile.
-        kill_agent(vm, "blow0").await;
+        Blow::Kill.strike(vm).await;
 
         let mut second = vm.stream("second").await;
         let answer = attach(vm, stdout_of("burst", "second")).await.expect("attach");
@@ -57,7 +49,7 @@ fn output_of_a_host_that_comes_back_goes_on_where_it_left_the_guest() {
         let next = next_byte as usize;
         second.read_to_end(&mut piece).await.expect("its end");
         assert!(piece == all[begins..next], "{} bytes from {begins} to {next}", piece.len());
-        kill_agent(vm, "blow1").await;
+        Blow::Kill.strike(vm).await;
         let mut rest = Vec::new();
         third.read_to_end(&mut rest).await.expect("its end");
         assert!(rest == all[next..], "{} bytes from {next}", rest.len());

@@ -2,7 +2,7 @@
 //!
 //! `attack call NUMBER` makes one call and prints its answer.
 
-use qemu_tests::{ExecWish, Wish, inspector, vm_test};
+use qemu_tests::{Blow, ExecWish, Wish, vm_test};
 use serde_json::{Value, json};
 
 fn call(name: &str) -> Vec<String> {
@@ -126,13 +126,7 @@ fn exec_has_the_filter_of_its_container_also_under_another_agent() {
             let exit = task.task.run_exec(&format!("e{at}"), wish.clone()).await;
             assert_eq!(exit.text(), "EOPNOTSUPP\n", "{no_new_privileges}");
         }
-        let before = vm.agents();
-        let killer = inspector(&["inspect", "signal", "9"]);
-        // Its own answers die with the agent.
-        let killer = vm.create("killer", killer).await.expect("create");
-        let _ = killer.start().await;
-        vm.reconnect_to_another_than(before).await;
-        vm.delete_by_force("killer").await;
+        Blow::Kill.strike(vm).await;
         let exit =
             vm.exec_in("c", "after", wish).await.expect("exec").start().await.expect("start");
         assert_eq!(exit.finish().await.text(), "EOPNOTSUPP\n");

@@ -1,9 +1,6 @@
 //! Output and input that stay in the guest: files, named pipes, programs.
 
-use std::time::Duration;
-
-use qemu_tests::{Vm, Wish, inspector, noise, sha256, vm_test};
-use tokio::time::timeout;
+use qemu_tests::{Blow, Vm, Wish, noise, sha256, vm_test};
 
 const MIB: usize = 1 << 20;
 
@@ -12,14 +9,6 @@ async fn in_guest(vm: &Vm, id: &str, script: &str) -> String {
     let exit = vm.run(id, Wish::sh(script).with_guest_root()).await;
     assert_eq!(exit.status, 0, "{script}: {}", String::from_utf8_lossy(&exit.stderr));
     exit.text()
-}
-
-async fn kill_agent(vm: &Vm, id: &str) {
-    let blow = vm.create(id, inspector(&["inspect", "signal", "9"])).await.expect("create");
-    let before = vm.agents();
-    let _ = timeout(Duration::from_secs(5), blow.start()).await;
-    vm.reconnect_to_another_than(before).await;
-    vm.delete_by_force(id).await;
 }
 
 fn to(mut wish: Wish, stdout: &str, stderr: &str) -> Wish {
@@ -43,7 +32,7 @@ fn files_and_named_pipes_go_on_and_end_when_the_agent_was_killed() {
         let mut wish = to(Wish::sh(script), "/run/down", "file:///run/log");
         wish.stdin_uri = Some("fifo:///run/up".to_owned());
         let middle = vm.create("middle", wish).await.expect("create").start().await.expect("start");
-        kill_agent(vm, "blow").await;
+        Blow::Kill.strike(vm).await;
         // Its end is the reader's, though nobody has deleted it.
         assert_eq!(reader.task.wait().await.expect("wait").exit_status, 0);
         let (sum, _) = reader.task.delete().await.expect("delete");
@@ -82,7 +71,7 @@ fn program_takes_output_and_its_death_or_the_agents_blocks_nothing() {
         let size = 2 * MIB;
         let wish = to(Wish::new(&["misbehave", "burst", &size.to_string(), "70000"]), &uri, &uri);
         let logged = vm.create("logged", wish).await.expect("create").start().await.expect("start");
-        kill_agent(vm, "blow").await;
+        Blow::Kill.strike(vm).await;
         let exit = logged.task.wait().await.expect("wait");
         assert_eq!((exit.exit_status, exit.stdout_bytes), (0, size as u64));
         // With Delete the log is complete.

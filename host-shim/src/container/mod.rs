@@ -7,4 +7,4 @@ mod rootfs;
 mod spec;
 
 pub use rootfs::shared_rootfs;
-pub use spec::{ProcessWish, default_spec};
+pub use spec::{DEFAULT_CAPABILITIES, ProcessWish, default_spec};
