@@ -22,6 +22,8 @@ pub struct Config {
     pub log: LogLevel,
     /// How long a launcher may take, hooks' own timeouts not counted.
     pub launcher_timeout: Duration,
+    /// How long a mount waits for a disk that is not there yet.
+    pub device_timeout: Duration,
     /// Time between two pings of the agent.
     pub heartbeat: Duration,
     /// Pings in a row that the agent may leave unanswered.
@@ -61,6 +63,7 @@ impl Default for Config {
             stream_port: ports::DEFAULT_STREAM_PORT,
             log: LogLevel::Info,
             launcher_timeout: limits::LAUNCHER_DEADLINE,
+            device_timeout: limits::DEVICE_PATIENCE,
             heartbeat: limits::HEARTBEAT,
             heartbeat_misses: limits::HEARTBEAT_MISSES,
             profile: Profile::Native,
@@ -129,6 +132,13 @@ const SETTINGS: &[Setting] = &[
         is_switch: false,
         help: "milliseconds that create and exec may take, hooks not counted (default 60000)",
         set: |config, value| parse_millis(value, &mut config.launcher_timeout),
+    },
+    Setting {
+        key: "device_timeout_ms",
+        alias: None,
+        is_switch: false,
+        help: "milliseconds that a mount waits for a disk to appear (default 5000)",
+        set: |config, value| parse_millis(value, &mut config.device_timeout),
     },
     Setting {
         key: "heartbeat_ms",

@@ -98,6 +98,12 @@ pub const DEVICE_RULES: usize = 1024;
 pub const ROOTFS_MOUNTS: usize = 256;
 /// Options of one mount.
 pub const MOUNT_OPTIONS: usize = 1024;
+/// Bytes of a virtio disk's serial number: the device's limit.
+pub const SERIAL_BYTES: usize = 20;
+/// Bytes of a partition's label: 36 characters of a GPT, in UTF-8.
+pub const PARTITION_LABEL_BYTES: usize = 108;
+/// Disks, and partitions of one, that an error lists.
+pub const DISKS_TOLD: usize = 16;
 /// Connections to the RPC port at the same time; further ones are closed at once.
 pub const RPC_CONNECTIONS: usize = 256;
 /// Stream handshakes under way at the same time; further connections wait.
@@ -134,6 +140,8 @@ pub const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 pub const LOGGER_READY: Duration = Duration::from_secs(10);
 /// For it to end once there is no more output.
 pub const LOGGER_END: Duration = Duration::from_secs(10);
+/// For a disk that is not there yet, when nothing else is configured.
+pub const DEVICE_PATIENCE: Duration = Duration::from_secs(5);
 /// Silence after which a stream counts as empty once `CloseIO` was called.
 pub const STDIN_QUIET: Duration = Duration::from_millis(200);
 /// After a named pipe read as ended though it has writers, before it is read again.
@@ -148,6 +156,13 @@ pub const FREEZE: Duration = Duration::from_secs(10);
 pub const REPLY_BEFORE_POWER_OFF: Duration = Duration::from_millis(100);
 /// After an accept that failed for lack of something, before the next.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+// How devices are heard of.
+
+/// Bytes of one announcement of the kernel's; its own limit is 2 KiB and a head.
+pub const UEVENT_BYTES: usize = 4096;
+/// Bytes of announcements that may wait: some hundred disks at once. Beyond, we look ourselves.
+pub const UEVENT_ROOM: usize = 1024 * 1024;
 
 // How stdio is moved.
 

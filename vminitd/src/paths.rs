@@ -22,8 +22,12 @@ pub const CGROUP_CONTAINERS: &str = "/sys/fs/cgroup/containers";
 /// The same as it stands in a spec's `linux.cgroupsPath`: relative to the hierarchy's root.
 pub const CGROUP_CONTAINERS_IN_SPEC: &str = "/containers";
 
-/// Block devices.
+/// Disks, with their partitions below them.
 pub const SYS_BLOCK: &str = "/sys/block";
+/// Disks and partitions side by side.
+pub const SYS_CLASS_BLOCK: &str = "/sys/class/block";
+/// Device nodes, which the kernel makes.
+pub const DEV: &str = "/dev";
 
 /// Where the system's console is.
 pub const CONSOLE: &str = "/dev/console";

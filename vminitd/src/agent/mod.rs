@@ -14,6 +14,7 @@
 //!
 //! Absent on purpose: locks over more than one assignment, and timers that poll.
 
+pub mod block;
 pub mod bundle;
 pub mod cgroup;
 pub mod confine;

@@ -28,4 +28,5 @@ pub mod signals;
 pub mod splice;
 pub mod stream_socket;
 pub mod terminal;
+pub mod uevent;
 pub mod wait;

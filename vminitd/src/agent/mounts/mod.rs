@@ -2,6 +2,7 @@
 //!
 //! [`plan`] decides (pure), [`options`] reads option lists (pure), [`make`] mounts, and undoes.
 
+pub mod devices;
 pub mod make;
 pub mod options;
 pub mod plan;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use vminitd_protocol::pb::containerd::types::Mount;
 
 use super::options::{self, Options, Unsupported};
+use crate::agent::block;
 use crate::limits::{MOUNT_OPTIONS, ROOTFS_MOUNTS};
 
 /// Why a list is refused. Always what the host asked for.
@@ -144,12 +145,9 @@ fn bind(source: &Source<'_>) -> Result<What, PlanError> {
 }
 
 fn device(kind: &'static str, source: &Source<'_>) -> Result<What, PlanError> {
-    let expected = "a block device of this VM (/dev/vdX)";
+    let expected = "a block device of this VM (/dev/vdX, serial:ID or serial:ID:PARTITION)";
     let name = source(expected, true)?;
-    let disk = name.strip_prefix("/dev/vd");
-    let right = disk.is_some_and(|disk| {
-        !disk.is_empty() && disk.bytes().all(|byte| byte.is_ascii_alphanumeric())
-    });
+    let right = block::source::Source::try_from(&*name).is_ok();
     Ok(What::Filesystem { kind, source: source(expected, right)? })
 }
 

@@ -34,6 +34,7 @@ use crate::agent::confine::cache::Cache;
 use crate::agent::errors::{RpcError, chain};
 use crate::agent::id::ContainerId;
 use crate::agent::init_client::{ExitSlot, Launched, Outcome};
+use crate::agent::mounts::devices;
 use crate::agent::mounts::make;
 use crate::agent::mounts::plan::{Planned, plan};
 use crate::agent::process::lifecycle::Event;
@@ -152,7 +153,7 @@ impl<'a> Attempt<'a> {
         let options = options(request.options.as_ref())?;
         refuse_unbuilt(request)?;
         check_bundle(&self.record.bundle)?;
-        let planned = plan(&request.rootfs).map_err(|error| RpcError::invalid(&error))?;
+        let mut planned = plan(&request.rootfs).map_err(|error| RpcError::invalid(&error))?;
         self.record.places = make::places(&planned);
         let directory = self.agent.dirs.container(&self.id);
         record::make_directory(&directory).map_err(|error| RpcError::failed(&error))?;
@@ -160,6 +161,9 @@ impl<'a> Attempt<'a> {
         self.save()?;
         let counters = Counters::open(&directory).map_err(|error| RpcError::failed(&error))?;
         self.streams = io::claim(self.agent, &self.process)?;
+        devices::resolve(&mut planned, self.agent.config.device_timeout)
+            .await
+            .map_err(|error| RpcError::failed(&error))?;
         let ready = self.prepare_disk(planned).await?;
         (self.record.poststart, self.record.poststop) = (ready.poststart, ready.poststop);
         self.record.habits = Habits {
