@@ -24,8 +24,13 @@ pub const MAX_SERIAL_BYTES: usize = 20;
 /// Bytes of a virtiofs tag (virtio 1.2, section 5.11.4).
 pub const MAX_TAG_BYTES: usize = 36;
 
-/// Disks of one VM: q35 has 32 slots and our own devices take some of them.
-pub const MAX_DISKS: usize = 16;
+/// Disks that a VM may start with: eight to a slot of q35. Each takes two or more of some 200 interrupts that a CPU
+/// has for devices (99 were seen to work with one CPU, the hundredth not), and the more there are, the longer each
+/// takes to be found.
+pub const MAX_DISKS: usize = 64;
+
+/// Slots for disks that are attached later: those of one bridge.
+pub const MAX_HOTPLUG_SLOTS: u32 = 31;
 
 /// Shared directories of one VM; each is a process of its own here.
 pub const MAX_SHARES: usize = 8;
@@ -83,6 +88,9 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long QEMU may take to end after it was told to quit; then it is killed.
 pub const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a guest may take to let go of a disk that is detached. Ours takes 100 ms under emulation.
+pub const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long QEMU may outlive a helper of its (virtiofsd, the vsock device) until that counts as the cause: when QEMU
 /// ends by itself, its helpers may be seen to end first, on a busy machine by more than 300 ms.

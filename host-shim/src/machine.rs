@@ -22,10 +22,10 @@ use crate::guest;
 use crate::limits::{
     CONSOLE_FILE_BYTES, CONSOLE_TAIL_BYTES, MAX_CONSOLE_ARRIVALS, QUIT_TIMEOUT, REAP_TIMEOUT,
 };
-use crate::vm::Description;
+use crate::vm::{Description, Disk, Serial};
 use crate::vmm::GuestStream;
 pub use crate::vmm::client::Dial;
-use crate::vmm::client::{OpenError, OpenFiles, Started, Vmm, VmmError};
+use crate::vmm::client::{OpenError, OpenFiles, Started, Vmm, VmmError, open_disk};
 pub use crate::vmm::{ExitReason, Exited};
 
 /// What a Linux kernel prints in front of the reason for its panic.
@@ -110,6 +110,17 @@ pub enum ConnectError {
     },
 }
 
+/// Why a disk was not attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Its image. The caller's fault.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The VM has no room for it, or another one of that name; the guest keeps it; or there is no VM any more.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+}
+
 impl ConnectError {
     /// True when the guest may be dialled with success a little later.
     pub fn may_pass(&self) -> bool {
@@ -156,6 +167,19 @@ impl Machine {
             }
             Err(source) => Err(ConnectError::Failed { port, source }),
         }
+    }
+
+    /// Gives the running guest one more disk, where there is a slot for it ([`Description::hotplug_slots`]). When this
+    /// returns the guest is about to find it, and a mount that names its serial waits for it.
+    pub async fn attach_disk(&self, disk: &Disk) -> Result<(), DiskError> {
+        let file = open_disk(disk)?;
+        Ok(self.vmm.attach_disk(disk, file).await?)
+    }
+
+    /// Takes such a disk away again; returns when the guest has let it go and nothing has its image open. Nothing of
+    /// it should be mounted any more: its filesystem would lose the disk under it.
+    pub async fn detach_disk(&self, serial: &Serial) -> Result<(), DiskError> {
+        Ok(self.vmm.detach_disk(serial).await?)
     }
 
     /// Waits for the VM's end; for any number of callers, also after it.

@@ -185,6 +185,7 @@ impl Vm {
             guest_cid: Default::default(),
             guest_dials: Default::default(),
             disks,
+            hotplug_slots: Default::default(),
             shares: vec![Share {
                 tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a tag"),
                 path: rootfs().to_owned(),

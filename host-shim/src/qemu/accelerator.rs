@@ -196,6 +196,7 @@ fn tiny_vm() -> Description {
         guest_cid: Cid::default(),
         guest_dials: Default::default(),
         disks: Vec::new(),
+        hotplug_slots: 0.try_into().expect("a number of slots"),
         shares: Vec::new(),
         accelerator: Accelerator::Hardware,
     };

@@ -5,6 +5,7 @@
 use std::os::fd::RawFd;
 
 use super::accelerator::Engine;
+use crate::limits::MAX_DISKS;
 use crate::vm::{Cmdline, CmdlineError, Description};
 
 /// What QEMU may not do once it runs.
@@ -12,6 +13,18 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 
 /// Devices of the machine's own that nothing of ours uses: less for a guest to reach, and for a kernel to look at.
 const ABSENT_DEVICES: &str = "sata=off,smbus=off,usb=off,i8042=off,vmport=off";
+
+/// Where disks go that are attached later: a bridge with 31 slots, all of which the guest watches by ACPI. Not a root
+/// port per disk: with four of them a guest executes 0.7 % more until it serves, with this bridge 0.05 %.
+pub const HOTPLUG_BUS: &str = "hot";
+
+/// How many disks get a slot of their own.
+const FEW_DISKS: usize = 8;
+
+/// Above the slots that QEMU gives to devices without an address, which it takes from the lowest on.
+const FIRST_DISK_SLOT: usize = 0x10;
+
+const _: () = assert!(FIRST_DISK_SLOT + MAX_DISKS / 8 < 0x1f);
 
 /// What the kernel is told first: where its console is, that a panic ends the VM, and to keep boot messages that are
 /// no warnings to itself, since each byte on an emulated serial line costs microseconds.
@@ -69,7 +82,14 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
             "-drive",
             format!("file={set},if=none,id=disk{index},format=raw,readonly={read_only},auto-read-only=off"),
         );
-        args.flag("-device", format!("virtio-blk-pci,drive=disk{index},serial={}", disk.serial));
+        let address = disk_address(index, vm.disks().len());
+        args.flag(
+            "-device",
+            format!("virtio-blk-pci,drive=disk{index},serial={}{address}", disk.serial),
+        );
+    }
+    if vm.hotplug_slots().get() > 0 {
+        args.flag("-device", format!("pcie-pci-bridge,id={HOTPLUG_BUS}"));
     }
     for (index, (share, fd)) in vm.shares().iter().zip(&fds.shares).enumerate() {
         args.flag("-chardev", format!("socket,id=share{index},fd={fd}"));
@@ -79,6 +99,17 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
         );
     }
     Ok(args.list)
+}
+
+/// Where a disk goes: wherever there is room as long as they are few, else eight to a slot, from the middle of the bus
+/// on. Either way the guest finds them in their order.
+fn disk_address(index: usize, count: usize) -> String {
+    if count <= FEW_DISKS {
+        return String::new();
+    }
+    let (slot, function) = (FIRST_DISK_SLOT + index / 8, index % 8);
+    let first = if function == 0 { ",multifunction=on" } else { "" };
+    format!(",addr={slot:x}.{function}{first}")
 }
 
 #[derive(Default)]
@@ -145,8 +176,8 @@ mod tests {
     use crate::vm::tests::draft;
     use crate::vm::{Disk, Draft, Share};
 
-    fn text(draft: Draft, engine: Engine) -> String {
-        let fds = Fds {
+    fn fds() -> Fds {
+        Fds {
             kernel: 10,
             initramfs: Some(11),
             disks: vec![12],
@@ -154,8 +185,11 @@ mod tests {
             qmp: 14,
             vsock: Some(15),
             shares: vec![16],
-        };
-        arguments(&Description::try_from(draft).unwrap(), engine, &fds).unwrap().join(" ")
+        }
+    }
+
+    fn text(draft: Draft, engine: Engine) -> String {
+        arguments(&Description::try_from(draft).unwrap(), engine, &fds()).unwrap().join(" ")
     }
 
     #[test]
@@ -183,6 +217,32 @@ mod tests {
         ));
         assert!(text.contains("virtio-blk-pci,drive=disk0,serial=layer0"));
         assert!(!text.contains("secret"), "no path of the owner's: {text}");
+    }
+
+    #[test]
+    fn many_disks_share_slots_and_one_machine_in_two_has_a_bridge_for_more() {
+        let disks = |count: usize| {
+            let disk = |index| Disk {
+                serial: format!("d{index}").parse().unwrap(),
+                path: "/d".into(),
+                read_only: true,
+            };
+            (0..count).map(disk).collect::<Vec<_>>()
+        };
+        let all = |count| {
+            let fds = Fds { disks: (100..100 + count as RawFd).collect(), ..fds() };
+            let draft = Draft { disks: disks(count), ..draft() };
+            arguments(&Description::try_from(draft).unwrap(), Engine::Tcg, &fds).unwrap().join(" ")
+        };
+        assert!(!all(FEW_DISKS).contains("addr="));
+        let many = all(MAX_DISKS);
+        assert!(many.contains("serial=d0,addr=10.0,multifunction=on "));
+        assert!(many.contains("serial=d63,addr=17.7 "));
+        assert!(many.contains("-device pcie-pci-bridge,id=hot"));
+        let none = Draft { hotplug_slots: 0.try_into().unwrap(), ..draft() };
+        let none = Description::try_from(none).unwrap();
+        let none = arguments(&none, Engine::Tcg, &fds()).unwrap().join(" ");
+        assert!(!none.contains("bridge"), "{none}");
     }
 
     #[test]

@@ -12,14 +12,16 @@ use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
 use super::accelerator::{Choice, Known, choose};
 use super::args::{Fds, arguments};
+use super::hotplug::{Action, Hotplug, NewDisk};
 use super::process::Process;
 use super::qmp::{self, Cause, Message};
 use super::{Happening, Tools, Wires};
 use crate::limits::{LOST_HELPER_GRACE, QMP_GREETING_TIMEOUT, QUIT_TIMEOUT};
 use crate::locate::{self, LocateError};
 use crate::sys::namespaces::may_unshare;
+use crate::sys::scm;
 use crate::virtiofs::{self, Sandbox, ShareError};
-use crate::vm::Description;
+use crate::vm::{Description, Disk};
 use crate::vmm::server::{Files, Order, Outbox, ReplyTo};
 use crate::vmm::{ExitReason, Exited};
 use crate::vsock::{self, ConnectError, GoneReason, VsockEvent};
@@ -93,6 +95,8 @@ struct Vm {
     vsock: Option<vsock::Device>,
     shares: Vec<Process>,
     choice: Choice,
+    /// Disks that come and go.
+    hotplug: Hotplug<ReplyTo>,
     /// QEMU is a zombie.
     qemu_dead: bool,
     /// All that it ever said over QMP has been heard.
@@ -111,7 +115,7 @@ impl Machine {
     fn deadline(&self) -> Option<Instant> {
         match &self.state {
             State::Booting { vm, deadline, .. } => Some(vm.kill_at.unwrap_or(*deadline)),
-            State::Running(vm) => vm.kill_at,
+            State::Running(vm) => vm.kill_at.into_iter().chain(vm.hotplug.deadline()).min(),
             State::Idle | State::Choosing(_) | State::Told { .. } | State::Over => None,
         }
     }
@@ -140,6 +144,13 @@ impl Machine {
     }
 
     fn take_deadline(&mut self) {
+        let now = Instant::now();
+        if let State::Running(vm) = &mut self.state
+            && vm.kill_at.is_none_or(|at| at > now)
+        {
+            let actions = vm.hotplug.late(now);
+            return vm.perform(actions);
+        }
         let late = matches!(&self.state, State::Booting { vm, .. } if vm.kill_at.is_none());
         let Some(vm) = self.vm() else { return };
         if late {
@@ -173,6 +184,14 @@ impl Machine {
             Order::Connect { port, reply } => self.connect(port, reply),
             // The device sees the end of a connection by itself.
             Order::Release { reply, .. } => reply.done(),
+            Order::AttachDisk { disk, file, reply } => self.plug(reply, |hotplug, reply| {
+                let Disk { serial, read_only, .. } = disk;
+                let host_device = is_block_device(&file);
+                hotplug.attach(NewDisk { serial, read_only, host_device, file }, reply)
+            }),
+            Order::DetachDisk { serial, reply } => {
+                self.plug(reply, |hotplug, reply| hotplug.detach(&serial, reply, Instant::now()))
+            }
             Order::PowerButton(reply) => match self
                 .vm()
                 .map(|vm| vm.qmp.write_all(qmp::POWER_BUTTON.as_bytes()))
@@ -241,6 +260,17 @@ impl Machine {
             Ok(stream) => drop(reply.connected(stream)),
             Err(error) => reply.error(code(&error), chain(&error)),
         });
+    }
+
+    /// Attaches or detaches a disk. QEMU takes commands only once it has booted.
+    fn plug(
+        &mut self,
+        reply: ReplyTo,
+        ask: impl FnOnce(&mut Hotplug<ReplyTo>, ReplyTo) -> Vec<Action<ReplyTo>>,
+    ) {
+        let State::Running(vm) = &mut self.state else { return no_vm(reply) };
+        let actions = ask(&mut vm.hotplug, reply);
+        vm.perform(actions);
     }
 
     fn stop(&mut self, reply: ReplyTo) {
@@ -313,6 +343,19 @@ impl Machine {
                     vm.cause = Some(Cause::GuestPanic);
                 }
             }
+            (Message::Answer(command, result), State::Running(vm)) => {
+                let actions = vm.hotplug.answered(command, result);
+                vm.perform(actions);
+            }
+            (Message::Deleted(device), State::Running(vm)) => {
+                let actions = vm.hotplug.deleted(&device);
+                vm.perform(actions);
+            }
+            (Message::Kept(device), State::Running(vm)) => {
+                let actions = vm.hotplug.kept(&device);
+                vm.perform(actions);
+            }
+            (Message::Answer(..) | Message::Deleted(_) | Message::Kept(_), _) => {}
             (Message::Greeting | Message::Status(_) | Message::Error(_) | Message::Other, _) => {}
         }
     }
@@ -418,6 +461,10 @@ impl Vm {
             vsock: Some(vsock),
             shares,
             choice,
+            hotplug: Hotplug::new(
+                vm.hotplug_slots(),
+                vm.disks().iter().map(|disk| disk.serial.clone()).collect(),
+            ),
             qemu_dead: false,
             qmp_closed: false,
             cause: None,
@@ -448,6 +495,26 @@ impl Vm {
             .spawn(listen)
             .map_err(LaunchError::Socket)?;
         Ok(())
+    }
+
+    fn perform(&mut self, actions: Vec<Action<ReplyTo>>) {
+        for action in actions {
+            match action {
+                // A QEMU that is gone is told of by its end, which answers who waits.
+                Action::Send { line, fd } => drop(self.tell(line.as_bytes(), fd)),
+                Action::Done(reply) => reply.done(),
+                Action::Failed { reply, code, text } => reply.error(code, text),
+            }
+        }
+    }
+
+    /// Sends a command, with the descriptor that rides on it.
+    fn tell(&mut self, mut line: &[u8], fd: Option<OwnedFd>) -> io::Result<()> {
+        if let Some(fd) = fd {
+            let sent = scm::send(self.qmp.as_fd(), line, &[fd.as_fd()])?;
+            line = &line[sent..];
+        }
+        self.qmp.write_all(line)
     }
 
     /// QEMU is dead: ends the rest, and says why it all ended.
@@ -570,6 +637,11 @@ fn code(error: &ConnectError) -> ErrorCode {
         ConnectError::DeviceGone => ErrorCode::State,
         ConnectError::TooMany | ConnectError::Resources(_) => ErrorCode::Failed,
     }
+}
+
+fn is_block_device(file: &OwnedFd) -> bool {
+    let stat = nix::sys::stat::fstat(file.as_raw_fd());
+    stat.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFBLK)
 }
 
 /// An error and its causes, as `a: b: c`.

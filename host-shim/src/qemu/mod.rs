@@ -19,6 +19,7 @@
 
 pub mod accelerator;
 pub mod args;
+mod hotplug;
 mod machine;
 pub mod process;
 pub mod qmp;

@@ -33,7 +33,13 @@ pub enum Message {
     Shutdown(Cause),
     /// The guest said that it panicked.
     Panicked,
-    /// It refused a command.
+    /// The answer to a command of a number: that it is done, or why not.
+    Answer(u64, Result<(), String>),
+    /// A device is gone, by its name.
+    Deleted(String),
+    /// The guest keeps a device that it was asked to let go, by its name.
+    Kept(String),
+    /// It refused another command.
     Error(String),
     /// Something else.
     Other,
@@ -95,6 +101,10 @@ impl Message {
         if line.get("QMP").is_some() {
             return Self::Greeting;
         }
+        if let Some(id) = line.get("id").and_then(Value::as_u64) {
+            let result = line.get("error").map_or(Ok(()), |error| Err(text(error, "desc")));
+            return Self::Answer(id, result);
+        }
         if let Some(error) = line.get("error") {
             return Self::Error(text(error, "desc"));
         }
@@ -109,6 +119,9 @@ impl Message {
             "STOP" => Self::Stopped,
             "GUEST_PANICKED" => Self::Panicked,
             "SHUTDOWN" => Self::Shutdown(Cause::read(&text(&line["data"], "reason"))),
+            // Parts of a device have no name.
+            "DEVICE_DELETED" => Self::Deleted(text(&line["data"], "device")),
+            "DEVICE_UNPLUG_GUEST_ERROR" => Self::Kept(text(&line["data"], "device")),
             _ => Self::Other,
         }
     }
@@ -149,6 +162,14 @@ mod tests {
         "\r\n",
         r#"{"error": {"class": "GenericError", "desc": "no"}}"#,
         "\r\n",
+        r#"{"return": {"fdset-id": 1000, "fd": 9}, "id": 7}"#,
+        "\r\n",
+        r#"{"id": 8, "error": {"class": "GenericError", "desc": "in use"}}"#,
+        "\r\n",
+        r#"{"event": "DEVICE_DELETED", "data": {"path": "/machine/peripheral/hot0/virtio-backend"}}"#,
+        "\r\n",
+        r#"{"event": "DEVICE_DELETED", "data": {"device": "hot0", "path": "/machine/peripheral/hot0"}}"#,
+        "\r\n",
         r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
         "\r\n",
     );
@@ -161,6 +182,10 @@ mod tests {
             Message::Status("internal-error".into()),
             Message::Other,
             Message::Error("no".into()),
+            Message::Answer(7, Ok(())),
+            Message::Answer(8, Err("in use".into())),
+            Message::Deleted(String::new()),
+            Message::Deleted("hot0".into()),
             Message::Shutdown(Cause::GuestShutdown),
         ]
     }

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 pub use cmdline::{Cmdline, CmdlineError};
 pub use memory::{MemorySize, MemorySizeError};
-pub use names::{Cid, NameError, Serial, Tag, VmName};
+pub use names::{Cid, HotplugSlots, NameError, Serial, Tag, VmName};
 pub use wire::WireError;
+pub(crate) use wire::{from_disk, to_disk};
 
 use crate::limits::{MAX_CPUS, MAX_DISKS, MAX_GUEST_DIALS, MAX_SHARES};
 
@@ -41,6 +42,8 @@ pub struct Draft {
     pub guest_dials: BTreeSet<u32>,
     /// Disks, in the order of the guest's bus.
     pub disks: Vec<Disk>,
+    /// How many disks can be attached later.
+    pub hotplug_slots: HotplugSlots,
     /// Directories of the host.
     pub shares: Vec<Share>,
     /// What executes the guest's instructions.
@@ -194,6 +197,11 @@ impl Description {
         &self.0.disks
     }
 
+    /// How many disks can be attached later.
+    pub fn hotplug_slots(&self) -> HotplugSlots {
+        self.0.hotplug_slots
+    }
+
     /// The shares, each with a tag of its own.
     pub fn shares(&self) -> &[Share] {
         &self.0.shares
@@ -247,6 +255,7 @@ pub(crate) mod tests {
             guest_cid: Cid::default(),
             guest_dials: BTreeSet::new(),
             disks: Vec::new(),
+            hotplug_slots: HotplugSlots::default(),
             shares: Vec::new(),
             accelerator: Accelerator::Auto,
         }
@@ -311,13 +320,13 @@ pub(crate) mod tests {
         #[test]
         fn a_description_exists_exactly_when_no_rule_is_broken(
             cpus in 0u32..300,
-            serials in proptest::collection::vec("[ab]{1,3}", 0..20),
+            serials in proptest::collection::vec("[ab]{1,6}", 0..70),
             tags in proptest::collection::vec(("[ab]{1,2}", "/?x"), 0..10),
             initramfs in any::<bool>(),
         ) {
             let unique = |names: Vec<&String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
             let good = (1..=255).contains(&cpus)
-                && serials.len() <= 16
+                && serials.len() <= 64
                 && tags.len() <= 8
                 && unique(serials.iter().collect())
                 && unique(tags.iter().map(|(tag, _)| tag).collect())

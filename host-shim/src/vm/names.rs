@@ -5,7 +5,7 @@ use std::fmt;
 
 use vminitd_protocol::ports::DEFAULT_GUEST_CID;
 
-use crate::limits::{MAX_NAME_BYTES, MAX_SERIAL_BYTES, MAX_TAG_BYTES};
+use crate::limits::{MAX_HOTPLUG_SLOTS, MAX_NAME_BYTES, MAX_SERIAL_BYTES, MAX_TAG_BYTES};
 
 /// A name that no device can carry. The caller's fault; it is shown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +35,12 @@ pub enum NameError {
         kind: &'static str,
         /// What was given.
         text: String,
+    },
+    /// More than a bridge has.
+    #[error("{slots} slots for disks to attach are more than {MAX_HOTPLUG_SLOTS}")]
+    Slots {
+        /// What was given.
+        slots: u32,
     },
     /// Reserved by the vsock standard.
     #[error("guest cid {cid} is reserved; give 3 or more")]
@@ -118,6 +124,34 @@ name! {
     VmName, "VM name", MAX_NAME_BYTES, begins_well
 }
 
+/// How many disks can be attached to a running VM: at most [`MAX_HOTPLUG_SLOTS`], which is the default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotplugSlots(u32);
+
+impl HotplugSlots {
+    /// As the number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for HotplugSlots {
+    fn default() -> Self {
+        Self(MAX_HOTPLUG_SLOTS)
+    }
+}
+
+impl TryFrom<u32> for HotplugSlots {
+    type Error = NameError;
+
+    fn try_from(slots: u32) -> Result<Self, NameError> {
+        if slots > MAX_HOTPLUG_SLOTS {
+            return Err(NameError::Slots { slots });
+        }
+        Ok(Self(slots))
+    }
+}
+
 /// A guest's vsock address: 3 or more, and not "any".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cid(u32);
@@ -172,6 +206,13 @@ mod tests {
             assert!(matches!(error, NameError::Beginning { .. }), "{text}: {error}");
         }
         assert!(VmName::try_from("web.1-a".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn slots_at_the_limit_are_taken_and_one_more_is_not() {
+        assert_eq!(HotplugSlots::try_from(MAX_HOTPLUG_SLOTS).unwrap(), HotplugSlots::default());
+        assert!(HotplugSlots::try_from(0).is_ok());
+        assert!(HotplugSlots::try_from(MAX_HOTPLUG_SLOTS + 1).is_err());
     }
 
     #[test]

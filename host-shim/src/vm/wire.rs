@@ -41,6 +41,7 @@ impl From<&Description> for pb::VmDescription {
             guest_dials: vm.guest_dials().iter().copied().collect(),
             disks: vm.disks().iter().map(to_disk).collect(),
             shares: vm.shares().iter().map(to_share).collect(),
+            hotplug_slots: vm.hotplug_slots().get(),
             accelerator: match vm.accelerator() {
                 Accelerator::Auto => pb::Accelerator::Auto,
                 Accelerator::Hardware => pb::Accelerator::Hardware,
@@ -70,6 +71,7 @@ impl TryFrom<pb::VmDescription> for Description {
             guest_cid: Cid::try_from(vm.guest_cid)?,
             guest_dials: vm.guest_dials.into_iter().collect(),
             disks: vm.disks.into_iter().map(from_disk).collect::<Result<_, _>>()?,
+            hotplug_slots: vm.hotplug_slots.try_into()?,
             shares: vm.shares.into_iter().map(from_share).collect::<Result<_, _>>()?,
             accelerator,
         };
@@ -77,7 +79,7 @@ impl TryFrom<pb::VmDescription> for Description {
     }
 }
 
-fn to_disk(disk: &Disk) -> pb::Disk {
+pub(crate) fn to_disk(disk: &Disk) -> pb::Disk {
     pb::Disk {
         serial: disk.serial.to_string(),
         read_only: disk.read_only,
@@ -85,7 +87,7 @@ fn to_disk(disk: &Disk) -> pb::Disk {
     }
 }
 
-fn from_disk(disk: pb::Disk) -> Result<Disk, NameError> {
+pub(crate) fn from_disk(disk: pb::Disk) -> Result<Disk, NameError> {
     Ok(Disk { serial: disk.serial.try_into()?, path: disk.path.into(), read_only: disk.read_only })
 }
 

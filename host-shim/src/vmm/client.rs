@@ -27,7 +27,7 @@ use super::frame::{Decoder, encode};
 use super::{ExitReason, Exited, GuestStream, PROTOCOL};
 use crate::limits::{MAX_QUEUED_DIALS, REAP_TIMEOUT, STDERR_TAIL_BYTES};
 use crate::sys::scm;
-use crate::vm::Description;
+use crate::vm::{Description, Disk, Serial, to_disk};
 
 /// A running vminit-vmm and the one VM in it.
 #[derive(Debug)]
@@ -160,6 +160,18 @@ impl Vmm {
         }
     }
 
+    /// Gives the running guest one more disk, of which `file` is the image, open as the disk says.
+    pub async fn attach_disk(&self, disk: &Disk, file: OwnedFd) -> Result<(), VmmError> {
+        let attach = pb::AttachDisk { disk: Some(to_disk(disk)) };
+        self.ask(pb::request::Kind::AttachDisk(attach), vec![file]).await.map(drop)
+    }
+
+    /// Takes such a disk away; returns when the guest has let it go.
+    pub async fn detach_disk(&self, serial: &Serial) -> Result<(), VmmError> {
+        let detach = pb::DetachDisk { serial: serial.to_string() };
+        self.ask(pb::request::Kind::DetachDisk(detach), Vec::new()).await.map(drop)
+    }
+
     /// Asks the guest to power off, as a button on the case would.
     pub async fn power_button(&self) -> Result<(), VmmError> {
         self.ask(pb::request::Kind::PowerButton(pb::PowerButton {}), Vec::new()).await.map(drop)
@@ -249,10 +261,15 @@ impl OpenFiles {
             fds.push(open("initramfs", path, true)?);
         }
         for disk in vm.disks() {
-            fds.push(open("disk", &disk.path, disk.read_only)?);
+            fds.push(open_disk(disk)?);
         }
         Ok(Self(fds))
     }
+}
+
+/// Opens a disk's image as the guest may use it.
+pub fn open_disk(disk: &Disk) -> Result<OwnedFd, OpenError> {
+    open("disk", &disk.path, disk.read_only)
 }
 
 fn open(what: &'static str, path: &Path, read_only: bool) -> Result<OwnedFd, OpenError> {

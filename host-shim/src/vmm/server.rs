@@ -20,7 +20,7 @@ use super::frame::{Decoder, FrameError, encode};
 use super::{ExitReason, Exited, PROTOCOL};
 use crate::limits::{MAX_QUEUED_DIALS, OUTBOX_MESSAGES};
 use crate::sys::scm;
-use crate::vm::Description;
+use crate::vm::{Description, Disk, Serial, from_disk};
 
 /// Bytes read from the socket at once.
 const READ_BYTES: usize = 16 << 10;
@@ -48,6 +48,22 @@ pub enum Order {
     Release {
         /// Its number.
         conn: u64,
+        /// Answer: [`ReplyTo::done`].
+        reply: ReplyTo,
+    },
+    /// Give the guest one more disk.
+    AttachDisk {
+        /// What it is to be.
+        disk: Disk,
+        /// Its image.
+        file: OwnedFd,
+        /// Answer: [`ReplyTo::done`].
+        reply: ReplyTo,
+    },
+    /// Take it away again.
+    DetachDisk {
+        /// Which.
+        serial: Serial,
         /// Answer: [`ReplyTo::done`].
         reply: ReplyTo,
     },
@@ -324,6 +340,11 @@ fn to_order(
         Some(pb::request::Kind::Release(release)) => {
             Ok(Order::Release { conn: release.conn, reply })
         }
+        Some(pb::request::Kind::AttachDisk(attach)) => to_attach(attach, fds, reply),
+        Some(pb::request::Kind::DetachDisk(detach)) => match Serial::try_from(detach.serial) {
+            Ok(serial) => Ok(Order::DetachDisk { serial, reply }),
+            Err(error) => Err((reply, error.to_string())),
+        },
         Some(pb::request::Kind::PowerButton(_)) => Ok(Order::PowerButton(reply)),
         Some(pb::request::Kind::Stop(_)) => Ok(Order::Stop(reply)),
         Some(pb::request::Kind::Kill(_)) => Ok(Order::Kill(reply)),
@@ -355,6 +376,25 @@ fn to_start(
         Some(files) => Ok(Order::Start { vm, files, reply }),
         None => {
             Err((reply, format!("a start with {came} files where the description has {expected}")))
+        }
+    }
+}
+
+fn to_attach(
+    attach: pb::AttachDisk,
+    mut fds: Vec<OwnedFd>,
+    reply: ReplyTo,
+) -> Result<Order, (ReplyTo, String)> {
+    let disk = match attach.disk.map(from_disk) {
+        Some(Ok(disk)) => disk,
+        Some(Err(error)) => return Err((reply, error.to_string())),
+        None => return Err((reply, "an attach without a disk".to_owned())),
+    };
+    match (fds.pop(), fds.len()) {
+        (Some(file), 0) => Ok(Order::AttachDisk { disk, file, reply }),
+        (came, more) => {
+            let came = more + usize::from(came.is_some());
+            Err((reply, format!("an attach with {came} files instead of 1")))
         }
     }
 }
@@ -487,6 +527,32 @@ mod tests {
         assert_eq!(owner.error_text(), "a start with 1 files where the description has 3");
         owner.ask(start(9), &[]);
         assert_eq!(owner.error_text(), "the owner speaks version 9 of the protocol, vminit-vmm 1");
+    }
+
+    #[test]
+    fn a_disk_comes_with_its_image_or_not_at_all() {
+        let owner = owner();
+        let attach = |serial: &str| {
+            let disk =
+                pb::Disk { serial: serial.to_owned(), read_only: true, ..Default::default() };
+            pb::request::Kind::AttachDisk(pb::AttachDisk { disk: Some(disk) })
+        };
+        owner.ask(attach("late"), &[file()]);
+        match owner.order() {
+            Order::AttachDisk { disk, reply, .. } => {
+                assert!(disk.serial.as_str() == "late" && disk.read_only);
+                drop(reply);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(owner.error_text(), "the VM has ended");
+        owner.ask(attach("late"), &[file(), file()]);
+        assert_eq!(owner.error_text(), "an attach with 2 files instead of 1");
+        owner.ask(attach("a,b"), &[file()]);
+        assert!(owner.error_text().contains("disk serial"));
+        let detach = pb::DetachDisk { serial: String::new() };
+        owner.ask(pb::request::Kind::DetachDisk(detach), &[]);
+        assert!(owner.error_text().contains("disk serial"));
     }
 
     #[test]

@@ -92,6 +92,7 @@ pub fn draft(directory: &TempDir, cmdline: &str) -> Draft {
         guest_cid: Default::default(),
         guest_dials: Default::default(),
         disks: Vec::new(),
+        hotplug_slots: Default::default(),
         shares: vec![Share { tag: "shared".parse().unwrap(), path: shared, read_only: true }],
         accelerator: Default::default(),
     }

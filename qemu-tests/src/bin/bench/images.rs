@@ -103,6 +103,7 @@ impl Images {
             guest_cid: Default::default(),
             guest_dials: Default::default(),
             disks: if erofs { vec![disk] } else { Vec::new() },
+            hotplug_slots: Default::default(),
             shares: Vec::new(),
             accelerator: Default::default(),
         })

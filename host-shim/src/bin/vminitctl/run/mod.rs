@@ -189,6 +189,7 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
         guest_cid: Default::default(),
         guest_dials: Default::default(),
         disks: Vec::new(),
+        hotplug_slots: Default::default(),
         shares: vec![Share {
             tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a constant that is a tag"),
             path: vm.container.rootfs.clone(),
