@@ -15,7 +15,7 @@ const DIRECTORIES: [&str; 11] =
     ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "guest", "data", "usr/bin"];
 
 /// Our programs that a container may run.
-const PROGRAMS: [&str; 3] = ["misbehave", "inspect", "attack"];
+const PROGRAMS: [&str; 4] = ["misbehave", "inspect", "attack", "supervised"];
 
 /// The directory on the host. It is removed with the test process.
 pub fn rootfs() -> &'static Path {

@@ -27,6 +27,7 @@
 //! | `resources` | Update and Stats: limits that bite, figures that are true |
 //! | `room` | full filesystems |
 //! | `sinks` | output to files, named pipes and programs of the guest |
+//! | `supervisor` | the injected supervisor: restarts, its log, its end |
 //! | `seccomp` | filters of the runtime spec, for inits and execs |
 //! | `stdio` | bytes, their order and their ends |
 //! | `terminal` | `vminitctl run -t` on a real terminal of the host |
@@ -59,5 +60,6 @@ mod room;
 mod seccomp;
 mod sinks;
 mod stdio;
+mod supervisor;
 mod terminal;
 mod wire;

@@ -4,6 +4,7 @@
 //! Promises: what cannot be understood is reported, and its default stands; nothing here fails.
 //! Never: knows what a setting is used for.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use vminitd_protocol::ports;
@@ -32,6 +33,10 @@ pub struct Config {
     pub profile: Profile,
     /// The VM's host name.
     pub hostname: String,
+    /// From serving to the look for an injected supervisor.
+    pub supervisor_delay: Duration,
+    /// What every time of the supervisor's restart rule is divided by.
+    pub supervisor_haste: NonZeroU32,
     /// What could not be understood, for the log: one text per key.
     pub complaints: Vec<String>,
 }
@@ -68,6 +73,8 @@ impl Default for Config {
             heartbeat_misses: limits::HEARTBEAT_MISSES,
             profile: Profile::Native,
             hostname: "vm".into(),
+            supervisor_delay: limits::SUPERVISOR_DELAY,
+            supervisor_haste: NonZeroU32::MIN,
             complaints: Vec::new(),
         }
     }
@@ -180,6 +187,20 @@ const SETTINGS: &[Setting] = &[
             }
             fits
         },
+    },
+    Setting {
+        key: "supervisor_delay_ms",
+        alias: None,
+        is_switch: false,
+        help: "milliseconds from serving to the look for a supervisor (default 2000)",
+        set: |config, value| parse_millis(value, &mut config.supervisor_delay),
+    },
+    Setting {
+        key: "supervisor_haste",
+        alias: None,
+        is_switch: false,
+        help: "divides every time of the supervisor's restart rule, for tests (default 1)",
+        set: |config, value| parse(value, &mut config.supervisor_haste),
     },
 ];
 

@@ -50,6 +50,9 @@ pub const REAPED_PER_TURN: usize = 256;
 /// What the agent has for stopping everything once init asked it to.
 pub const SHUTDOWN_BY_AGENT: Duration = Duration::from_secs(30);
 
+/// From serving to the look for an injected supervisor, when there is no extras disk.
+pub const SUPERVISOR_DELAY: Duration = Duration::from_secs(2);
+
 // Resources.
 
 /// What stays for init, agent and kernel when containers take all memory, in bytes.
@@ -81,6 +84,13 @@ pub const HOSTNAME_BYTES: usize = 64;
 pub const LOG_KMSG_BYTES: usize = 960;
 /// Bytes of a line on the console.
 pub const LOG_CONSOLE_BYTES: usize = 4096;
+
+/// Bytes of the supervisor's log; then it becomes the old one, and a new one begins.
+pub const SUPERVISOR_LOG_BYTES: u64 = 1024 * 1024;
+/// Bytes that the supervisor may lie ahead of its log, while an agent is replaced for example.
+pub const SUPERVISOR_PIPE_BYTES: usize = 256 * 1024;
+/// Bytes of a line of the supervisor's that is shown on the console.
+pub const SUPERVISOR_LINE_BYTES: usize = 2048;
 
 // What the agent takes from the host.
 

@@ -65,3 +65,17 @@ pub const NULL: &str = "/dev/null";
 pub const OWN_FDS: &str = "/proc/self/fd";
 /// The kernel's processes, by pid.
 pub const PROC: &str = "/proc";
+
+/// Where the injected supervisor may be, in the order in which it is looked for.
+pub const SUPERVISOR_PROGRAMS: &[&str] =
+    &["/run/spin-stack/spin-supervisor", "/var/lib/spin-stack/bin/spin-supervisor"];
+/// Its pid, as long as it runs.
+pub const SUPERVISOR_PID: &str = "/run/spin-supervisor.pid";
+/// What it writes to its standard output and error.
+pub const SUPERVISOR_LOG: &str = "/var/log/spin-supervisor.log";
+/// The same, before.
+pub const SUPERVISOR_OLD_LOG: &str = "/var/log/spin-supervisor.log.1";
+/// The supervisor and what it starts.
+pub const CGROUP_SUPERVISOR: &str = "/sys/fs/cgroup/supervisor";
+/// What changes while a system runs.
+pub const VAR: &str = "/var";

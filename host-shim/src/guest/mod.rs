@@ -22,7 +22,7 @@ use vminitd_protocol::pb::containerd::task::v3::TaskClient;
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::BundleClient;
 use vminitd_protocol::pb::containerd::vminitd::services::system::v1::{InfoResponse, SystemClient};
 use vminitd_protocol::pb::google::protobuf::Empty;
-use vminitd_protocol::pb::vminitd::v1::{EventsClient, StreamsClient};
+use vminitd_protocol::pb::vminitd::v1::{EventsClient, MachineClient, StreamsClient};
 use vminitd_protocol::ports::{DEFAULT_RPC_PORT, DEFAULT_STREAM_PORT};
 
 use crate::vmm::GuestStream;
@@ -157,6 +157,11 @@ impl Guest {
     /// Published events.
     pub fn events(&self) -> EventsClient {
         EventsClient::new(self.rpc.clone())
+    }
+
+    /// What is around the guest's containers.
+    pub fn machine(&self) -> MachineClient {
+        MachineClient::new(self.rpc.clone())
     }
 
     /// Streams of running processes.

@@ -70,6 +70,12 @@ pub enum RpcError {
         /// The oldest that is there.
         oldest: u64,
     },
+    /// No supervisor was injected.
+    #[error("supervisor does not exist: not found")]
+    NoSupervisor,
+    /// init's reason.
+    #[error("supervisor: {0}: failed precondition")]
+    SupervisorRefused(String),
     /// The guest failed at something that should have worked: the whole cause chain.
     #[error("{0}")]
     Failed(String),
@@ -92,6 +98,7 @@ impl RpcError {
             Self::NoContainer
             | Self::NoProcess { .. }
             | Self::NoCgroup
+            | Self::NoSupervisor
             | Self::NoStream(_)
             | Self::Refused(Refusal::Finished | Refusal::Gone) => Code::NOT_FOUND,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
@@ -107,7 +114,7 @@ impl RpcError {
             Self::ShuttingDown => Code::UNAVAILABLE,
             Self::Exhausted(_) => Code::RESOURCE_EXHAUSTED,
             Self::EventsGone { .. } => Code::OUT_OF_RANGE,
-            Self::NotAStream(_) => Code::FAILED_PRECONDITION,
+            Self::NotAStream(_) | Self::SupervisorRefused(_) => Code::FAILED_PRECONDITION,
         }
     }
 }
@@ -235,6 +242,12 @@ mod tests {
                 RpcError::NotAStream("stdin".into()),
                 Code::FAILED_PRECONDITION,
                 "stdin of the process is no stream: failed precondition",
+            ),
+            (RpcError::NoSupervisor, Code::NOT_FOUND, "supervisor does not exist: not found"),
+            (
+                RpcError::SupervisorRefused("it is being stopped".into()),
+                Code::FAILED_PRECONDITION,
+                "supervisor: it is being stopped: failed precondition",
             ),
             (
                 RpcError::EventsGone { oldest: 17 },

@@ -69,7 +69,7 @@ pub async fn receive(link: &Link) -> Result<Handover, LinkError> {
             }
             ToAgent::Exited(exit) => all.exits.push(exit),
             // A start or delete with hooks that ended meanwhile: what it did shows by itself.
-            ToAgent::Done { .. } | ToAgent::Released { .. } => {}
+            ToAgent::Done { .. } | ToAgent::Released { .. } | ToAgent::Supervisor { .. } => {}
             ToAgent::Ping { beat } => link.send(&ToInit::Pong { beat }, &[]).await?,
             ToAgent::ShuttingDown { reboot } => all.shutting_down = Some(reboot),
             ToAgent::Caught => return Ok(all),

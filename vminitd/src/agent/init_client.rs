@@ -17,7 +17,8 @@ use tracing::{debug, warn};
 use super::lock;
 use crate::link::agent::{Link, LinkError};
 use crate::link::message::{
-    Exit, Failure, Launch, ProcessHandle, RequestId, Target, ToAgent, ToInit,
+    Exit, Failure, Launch, ProcessHandle, RequestId, SupervisorOrder, SupervisorStatus, Target,
+    ToAgent, ToInit,
 };
 
 /// The agent's side of the conversation with init.
@@ -94,6 +95,7 @@ pub enum Notice {
 enum Answer {
     Launch(Outcome),
     Released,
+    Supervisor(Result<SupervisorStatus, String>),
 }
 
 impl InitClient {
@@ -134,7 +136,7 @@ impl InitClient {
         self.link.send(&ToInit::Launch { request, launch }, fds).await?;
         match answer.await {
             Ok(Answer::Launch(outcome)) => Ok(outcome),
-            Ok(Answer::Released) | Err(_) => Err(LinkError::Closed),
+            Ok(Answer::Released | Answer::Supervisor(_)) | Err(_) => Err(LinkError::Closed),
         }
     }
 
@@ -202,6 +204,26 @@ impl InitClient {
         self.link.send(&ToInit::Serving, &[]).await
     }
 
+    /// Has the supervisor started and kept running; once in a boot. Its output's pipe: read end, write
+    /// end.
+    pub async fn supervise(&self, pipe: [BorrowedFd<'_>; 2]) -> Result<(), LinkError> {
+        self.link.send(&ToInit::Supervise, &pipe).await
+    }
+
+    /// Asks about the supervisor, or for something. The inner error is init's refusal.
+    pub async fn supervisor(
+        &self,
+        order: SupervisorOrder,
+    ) -> Result<Result<SupervisorStatus, String>, LinkError> {
+        let request = self.next_request();
+        let answer = self.ask(request);
+        self.link.send(&ToInit::Supervisor { request, order }, &[]).await?;
+        match answer.await {
+            Ok(Answer::Supervisor(answer)) => Ok(answer),
+            Ok(Answer::Released | Answer::Launch(_)) | Err(_) => Err(LinkError::Closed),
+        }
+    }
+
     /// Ends the VM.
     pub async fn power_off(&self, reboot: bool, reason: String) -> Result<(), LinkError> {
         self.link.send(&ToInit::PowerOff { reboot, reason }, &[]).await
@@ -250,6 +272,13 @@ impl InitClient {
             ToAgent::Released { request } => {
                 if let Some(asker) = lock(&self.waiting).remove(&request) {
                     let _ = asker.send(Answer::Released);
+                }
+                Ok(None)
+            }
+            ToAgent::Supervisor { request, answer } => {
+                // One that an agent before this one has asked for concerns nobody.
+                if let Some(asker) = lock(&self.waiting).remove(&request) {
+                    let _ = asker.send(Answer::Supervisor(answer));
                 }
                 Ok(None)
             }

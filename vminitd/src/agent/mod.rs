@@ -24,6 +24,7 @@ pub mod events;
 pub mod handover;
 pub mod id;
 pub mod init_client;
+pub mod machine;
 pub mod mounts;
 pub mod power;
 pub mod process;
@@ -31,8 +32,10 @@ pub mod profile;
 pub mod server;
 pub mod spec;
 pub mod stdio;
+pub mod supervisor;
 pub mod system;
 pub mod task;
+pub mod var;
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::process::ExitCode;
@@ -51,12 +54,14 @@ use self::init_client::{InitClient, Notice};
 use self::profile::Profile;
 use self::server::accept::HostListener;
 use self::stdio::streams::Streams;
+use self::supervisor::Supervisor;
 use self::task::loggers::Loggers;
 use self::task::restore::Pending;
 use self::task::table::Table;
 use crate::config::Config;
 use crate::limits::BLOCKING_THREADS;
 use crate::link::agent::{Link, LinkError};
+use crate::link::message::SUPERVISOR_KEY;
 use crate::log::{self, Role};
 use crate::paths;
 use crate::sys::descriptors::inherited;
@@ -90,6 +95,8 @@ pub struct Agent {
     pub guard: Arc<Guard>,
     /// Seccomp filters that were compiled.
     pub filters: Arc<Cache>,
+    /// The injected supervisor.
+    pub supervisor: Supervisor,
 }
 
 /// Why an agent ends. init starts another.
@@ -172,7 +179,7 @@ async fn listen_to_init(agent: &Arc<Agent>) -> Result<Never, AgentError> {
 
 async fn serve(
     agent: &Arc<Agent>,
-    handover: Handover,
+    mut handover: Handover,
     rpc: OwnedFd,
     stream: OwnedFd,
 ) -> Result<Never, AgentError> {
@@ -182,6 +189,7 @@ async fn serve(
     };
     let (rpc, stream) = (listener(rpc, "rpc")?, listener(stream, "streams")?);
     let (generation, shutting_down) = (handover.generation, handover.shutting_down);
+    let supervisors_output = handover.kept.remove(SUPERVISOR_KEY);
     if generation > 1 {
         bundle::remove::remove_leftovers(&agent.dirs.bundles);
     }
@@ -191,6 +199,7 @@ async fn serve(
     }
     agent.init.serving().await?;
     info!(generation, "serving");
+    agent.supervisor.take_over(agent, supervisors_output);
     let services = |gone| server::services::services(agent, &gone);
     let streams = stdio::listener::serve(stream, agent.streams.clone(), agent.init.clone());
     tokio::join!(server::connection::serve(rpc, services), streams);
@@ -220,6 +229,7 @@ impl Agent {
             events: Arc::new(events),
             guard: Arc::default(),
             filters: Arc::default(),
+            supervisor: Supervisor::default(),
         }))
     }
 

@@ -38,6 +38,10 @@ pub enum Moment {
     OrphanReaped,
     /// A signal came; its number.
     Signal,
+    /// The supervisor was forked; its pid and how often before.
+    SupervisorForked,
+    /// The supervisor was reaped; its pid and status.
+    SupervisorExited,
     /// The end of the VM was asked for.
     PowerOff,
 }
@@ -94,7 +98,7 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 static ENTERED: AtomicBool = AtomicBool::new(false);
 
 /// By [`Moment`].
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "",
     "agent forked",
     "agent serves",
@@ -105,6 +109,8 @@ const NAMES: [&str; 11] = [
     "process exited",
     "orphan reaped",
     "signal",
+    "supervisor forked",
+    "supervisor exited",
     "power-off",
 ];
 

@@ -27,9 +27,10 @@ use super::epitaph::{self, Moment, remember};
 use super::keep::Keep;
 use super::launches::{Ended, Known, Launches, Report};
 use super::processes::{Process, Processes, Reported};
+use super::supervisor::{self, Supervisor};
 use super::{Stamps, power};
 use crate::limits::{KEPT_PER_MESSAGE, LINK_READS_PER_TURN, REAPED_PER_TURN, SHUTDOWN_BY_AGENT};
-use crate::link::message::{Failure, Phase, ToAgent, ToInit};
+use crate::link::message::{Failure, Phase, SUPERVISOR_KEY, ToAgent, ToInit};
 use crate::link::sync::Received;
 use crate::sys::{clock as clocks, signals, wait};
 
@@ -50,6 +51,8 @@ pub struct Booted {
     pub listeners: [OwnedFd; 2],
     /// So far.
     pub stamps: Stamps,
+    /// None yet.
+    pub supervisor: Supervisor,
 }
 
 /// PID 1 after the boot.
@@ -63,11 +66,14 @@ pub struct EventLoop {
     launches: Launches,
     processes: Processes<Held>,
     keep: Keep<Rc<OwnedFd>>,
+    supervisor: Supervisor,
     /// Ends of launches that no agent has been told of.
     untold: Vec<ToAgent>,
     /// The turn ended before all dead children were reaped.
     more_children: bool,
     shutdown: Option<Shutdown>,
+    /// Only the supervisor has yet to end; then the VM does, or restarts.
+    ending: Option<bool>,
 }
 
 /// What is held for a launched process until the agent forgets it.
@@ -87,18 +93,19 @@ struct Shutdown {
 struct Others<'a> {
     agent: &'a Agent,
     processes: &'a Processes<Held>,
+    supervisor: &'a Supervisor,
 }
 
 impl Known for Others<'_> {
     fn is_known(&self, pid: i32) -> bool {
-        self.agent.is(pid) || self.processes.is_launched(pid)
+        self.agent.is(pid) || self.processes.is_launched(pid) || self.supervisor.is(pid)
     }
 }
 
 impl EventLoop {
     /// Ready to run.
     pub fn new(booted: Booted) -> EventLoop {
-        let Booted { agent, executable, signals, listeners, stamps } = booted;
+        let Booted { agent, executable, signals, listeners, stamps, supervisor } = booted;
         EventLoop {
             clock: Clock::new(clocks::monotonic(), agent.heartbeat),
             signals,
@@ -108,9 +115,11 @@ impl EventLoop {
             launches: Launches::default(),
             processes: Processes::new(),
             keep: Keep::new(),
+            supervisor,
             untold: Vec::new(),
             more_children: false,
             shutdown: None,
+            ending: None,
         }
     }
 
@@ -135,6 +144,7 @@ impl EventLoop {
         let deadlines = [
             self.agent.next_tick(now),
             self.launches.next_tick(now),
+            self.supervisor.next_tick(),
             self.shutdown.as_ref().map(|shutdown| shutdown.deadline),
         ];
         let mut timeout = self.clock.sleep_until(deadlines.into_iter().flatten().min());
@@ -207,7 +217,11 @@ impl EventLoop {
                 }
             }
             ToInit::CancelLaunch { request } => {
-                let others = Others { agent: &self.agent, processes: &self.processes };
+                let others = Others {
+                    agent: &self.agent,
+                    processes: &self.processes,
+                    supervisor: &self.supervisor,
+                };
                 let reports = self.launches.cancel(request, now, &others);
                 self.report_all(reports);
             }
@@ -227,13 +241,19 @@ impl EventLoop {
             ToInit::PowerOff { reboot, reason } => {
                 info!("{}: {reason}", if reboot { "reboot" } else { "power-off" });
                 remember(Moment::PowerOff, 0, u32::from(reboot));
-                power::end(reboot);
+                self.end(reboot);
+            }
+            ToInit::Supervise => self.supervise(fds),
+            ToInit::Supervisor { request, order } => {
+                let answer = self.supervisor.order(request, order, now);
+                self.tell_of_supervisor(answer);
             }
         }
     }
 
     fn read_results(&mut self) {
-        let others = Others { agent: &self.agent, processes: &self.processes };
+        let others =
+            Others { agent: &self.agent, processes: &self.processes, supervisor: &self.supervisor };
         let reports = self.launches.read_results(self.clock.now(), &others);
         self.report_all(reports);
     }
@@ -277,15 +297,22 @@ impl EventLoop {
         };
         let now = self.clock.now();
         if self.agent.is(pid) {
-            let orders = self.agent.exited(end, now, self.shutdown.is_none());
+            let is_last = self.shutdown.is_some() || self.ending.is_some();
+            let orders = self.agent.exited(end, now, !is_last);
             self.follow(orders);
-            if self.shutdown.is_some() {
+            if is_last && self.ending.is_none() {
                 warn!("the agent has ended before all was stopped");
-                power::end(false);
+                self.end(false);
             }
+        } else if self.supervisor.is(pid) {
+            self.supervisor.exited(end, now);
         } else if self.launches.is_launcher(pid) {
             remember(Moment::LauncherExited, pid, end.status());
-            let others = Others { agent: &self.agent, processes: &self.processes };
+            let others = Others {
+                agent: &self.agent,
+                processes: &self.processes,
+                supervisor: &self.supervisor,
+            };
             let reports = self.launches.launcher_exited(pid, end, now, &others);
             self.report_all(reports);
         } else {
@@ -306,14 +333,23 @@ impl EventLoop {
 
     fn tick(&mut self) {
         let now = self.clock.now();
-        let others = Others { agent: &self.agent, processes: &self.processes };
+        let others =
+            Others { agent: &self.agent, processes: &self.processes, supervisor: &self.supervisor };
         let reports = self.launches.tick(now, &others);
         self.report_all(reports);
         let orders = self.agent.tick(now);
         self.follow(orders);
-        if self.shutdown.as_ref().is_some_and(|shutdown| now >= shutdown.deadline) {
+        self.supervisor.tick(now);
+        let answers = self.supervisor.answers(now);
+        self.tell_of_supervisor(answers);
+        if let Some(reboot) = self.ending.filter(|_| self.supervisor.is_down()) {
+            power::end(reboot);
+        }
+        if self.ending.is_none()
+            && self.shutdown.as_ref().is_some_and(|shutdown| now >= shutdown.deadline)
+        {
             warn!("the agent has not stopped everything in {SHUTDOWN_BY_AGENT:?}");
-            power::end(false);
+            self.end(false);
         }
     }
 
@@ -400,6 +436,40 @@ impl EventLoop {
         }
     }
 
+    /// Starts the supervisor, and keeps the read end of its output for every agent.
+    fn supervise(&mut self, fds: Vec<OwnedFd>) {
+        if self.supervisor.is_begun() {
+            return;
+        }
+        let Ok([read, write]) = <[OwnedFd; 2]>::try_from(fds) else {
+            error!("the supervisor's output is not a pipe");
+            return;
+        };
+        let names = vec!["output".to_owned()];
+        match self.keep.add(SUPERVISOR_KEY.to_owned(), names, vec![Rc::new(read)]) {
+            Ok(()) => self.supervisor.begin(write, self.clock.now()),
+            Err(refusal) => error!("the supervisor's output is not kept: {refusal}"),
+        }
+    }
+
+    fn tell_of_supervisor(&mut self, answers: impl IntoIterator<Item = supervisor::Answer>) {
+        for (request, answer) in answers {
+            self.agent.send(&ToAgent::Supervisor { request, answer }, Vec::new());
+        }
+    }
+
+    /// Ends the VM, the supervisor first: it has its grace. Returns when that is to be waited for.
+    fn end(&mut self, reboot: bool) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.supervisor.end(self.clock.now());
+        if self.supervisor.is_down() {
+            power::end(reboot);
+        }
+        self.ending = Some(reboot);
+    }
+
     fn shut_down(&mut self, why: &str) {
         if self.shutdown.is_some() {
             return;
@@ -407,7 +477,7 @@ impl EventLoop {
         info!("shutting down: {why}");
         remember(Moment::PowerOff, 0, 0);
         if !self.agent.is_listening() {
-            power::end(false);
+            self.end(false);
         }
         self.shutdown = Some(Shutdown { deadline: self.clock.now() + SHUTDOWN_BY_AGENT });
         self.agent.send(&ToAgent::ShuttingDown { reboot: false }, Vec::new());

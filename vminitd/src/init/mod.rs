@@ -7,7 +7,7 @@
 //!
 //! The pure parts decide: [`clock`], [`heartbeat`], [`launch_state`], [`processes`], [`keep`], and
 //! the restart rule of `supervisor_monitor`. The others do: [`boot`], [`agent_process`],
-//! [`launches`], [`power`], and [`event_loop`], which brings them together.
+//! [`launches`], [`supervisor`], [`power`], and [`event_loop`], which brings them together.
 
 pub mod agent_process;
 pub mod boot;
@@ -22,6 +22,8 @@ pub mod launches;
 pub mod power;
 pub mod processes;
 mod strays;
+pub mod supervisor;
+mod supervisor_program;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,6 +37,7 @@ use self::boot::mounts::MountError;
 use self::boot::root::RootError;
 use self::boot::{cgroup, listeners, mounts, root, settings};
 use self::event_loop::{Booted, EventLoop};
+use self::supervisor::Supervisor;
 use crate::config::Config;
 use crate::link::message::Phase;
 use crate::log::{self, Role};
@@ -106,7 +109,8 @@ fn boot(arguments: &[String], mut stamps: Stamps) -> Result<Booted, BootError> {
         flags: arguments.get(1..).unwrap_or_default().to_vec(),
     };
     let executable = own_executable().map_err(BootError::Executable)?;
-    Ok(Booted { agent, executable, signals, listeners, stamps })
+    let supervisor = Supervisor::new(config.supervisor_haste);
+    Ok(Booted { agent, executable, signals, listeners, stamps, supervisor })
 }
 
 /// Ourselves, for each agent: the file may be hidden by a mount, or replaced, later. Out of the

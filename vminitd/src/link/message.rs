@@ -64,6 +64,17 @@ pub enum ToInit {
         /// [`Exit::number`].
         number: u64,
     },
+    /// Start the injected supervisor, and start it again when it ends; it exists. Fds: the read end of
+    /// its output's pipe, which init keeps under [`SUPERVISOR_KEY`], and the write end. Done once in a
+    /// boot: a second one changes nothing.
+    Supervise,
+    /// Something about the supervisor. Answered by [`ToAgent::Supervisor`].
+    Supervisor {
+        /// Names the answer.
+        request: RequestId,
+        /// What.
+        order: SupervisorOrder,
+    },
     /// Stop everything and end the VM.
     PowerOff {
         /// Restart instead of power-off.
@@ -150,12 +161,49 @@ pub enum ToAgent {
         /// The release request.
         request: RequestId,
     },
+    /// Answer to [`ToInit::Supervisor`]; to a stop when it is down.
+    Supervisor {
+        /// The request.
+        request: RequestId,
+        /// How things are, or why the order does not fit.
+        answer: Result<SupervisorStatus, String>,
+    },
     /// init was asked to end the VM (signal, power button); the agent stops what runs and then
     /// sends [`ToInit::PowerOff`]. init does it alone when that takes too long.
     ShuttingDown {
         /// Restart instead of power-off.
         reboot: bool,
     },
+}
+
+/// Under which key init keeps the pipe with the supervisor's output: a new agent that finds it knows
+/// that [`ToInit::Supervise`] is done.
+pub const SUPERVISOR_KEY: &str = "supervisor";
+
+/// What init can be asked about the supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SupervisorOrder {
+    /// Only say how things are.
+    Status,
+    /// Start it, with a clean slate.
+    Start,
+    /// SIGTERM, then SIGKILL; it stays down.
+    Stop,
+}
+
+/// The supervisor, as init sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SupervisorStatus {
+    /// Name of the state, see `supervisor_monitor::State`.
+    pub state: String,
+    /// The process, if there is one.
+    pub pid: Option<i32>,
+    /// Restarts since its start was last asked for.
+    pub restarts: u32,
+    /// Milliseconds until the next one, if it waits for that.
+    pub next_restart_ms: Option<u64>,
+    /// How it last ended: exit code, or 128 + signal.
+    pub last_exit: Option<u32>,
 }
 
 /// How a launched process ended.

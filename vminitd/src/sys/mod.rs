@@ -17,6 +17,7 @@ pub mod fsmount;
 pub mod keyring;
 pub mod loopback;
 pub mod memory;
+pub mod mount_root;
 pub mod numbers;
 pub mod pidfd;
 pub mod program;

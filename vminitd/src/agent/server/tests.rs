@@ -64,6 +64,7 @@ fn setup() -> Setup {
     let agent = Arc::new(Agent {
         guard: Arc::default(),
         filters: Arc::default(),
+        supervisor: Default::default(),
         profile: config.profile.into(),
         config,
         dirs,
