@@ -112,6 +112,10 @@ pub const MOUNT_OPTIONS: usize = 1024;
 pub const SERIAL_BYTES: usize = 20;
 /// Bytes of a partition's label: 36 characters of a GPT, in UTF-8.
 pub const PARTITION_LABEL_BYTES: usize = 108;
+/// Lines of the kernel's log about a device that an error has.
+pub const COMPLAINT_LINES: usize = 4;
+/// Bytes of a record of the kernel's log: its own limit is below 2 KiB.
+pub const KMSG_RECORD_BYTES: usize = 4096;
 /// Disks, and partitions of one, that an error lists.
 pub const DISKS_TOLD: usize = 16;
 /// Connections to the RPC port at the same time; further ones are closed at once.

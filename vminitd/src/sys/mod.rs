@@ -11,6 +11,7 @@ pub mod capabilities;
 pub mod clock;
 pub mod clone;
 pub mod descriptors;
+pub mod device_mapper;
 pub mod environment;
 pub mod fcntl;
 pub mod fsmount;

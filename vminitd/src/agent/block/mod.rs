@@ -6,12 +6,17 @@
 //!                                        not there: listen, scan again with each uevent
 //! ```
 //!
-//! Owns: the forms of a source, and the waiting for a device that is yet to come.
+//! Owns: the forms of a source, the waiting for a device that is yet to come, and devices whose
+//! content is checked as it is read ([`verity`]).
 //! Promises: nothing is opened, listened to or waited for until a source names a device that is not
 //! there; nothing is polled.
-//! Never: reads what is on a device; partition tables are the kernel's to read.
+//! Never: reads what is on a device, but a verity superblock; partition tables are the kernel's to
+//! read.
 
 pub mod find;
+pub mod kernel_log;
 pub mod scan;
 pub mod source;
+pub mod superblock;
 pub mod uevent;
+pub mod verity;
