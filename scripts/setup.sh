@@ -10,7 +10,7 @@ for need in "$@"; do
     rust) apt_need "our Rust code" gcc libc6-dev pkg-config protobuf-compiler libprotobuf-dev ;;
     vm) "$ROOT/scripts/qemu.sh" ;;
     busybox) apt_need "the containers' root filesystem" busybox-static ;;
-    disks) apt_need "tests that make disk images" e2fsprogs erofs-utils ;;
+    disks) apt_need "tests that make disk images" cryptsetup-bin e2fsprogs erofs-utils fdisk ;;
     lint)
         apt_need "checking our scripts" shellcheck git
         # rustup's minimal profile and some distributions leave these out.

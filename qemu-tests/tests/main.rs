@@ -9,6 +9,7 @@
 //! | `bursts` | hundreds of execs that write and exit at once |
 //! | `cli` | `vminitctl run` as a person uses it |
 //! | `devices` | which devices a container may open |
+//! | `disks` | how a mount finds its device, late ones, and those that are of no use |
 //! | `errors` | every code and text that hosts branch on |
 //! | `events` | their numbers, resuming, slow subscribers |
 //! | `exec` | further processes in a container |
@@ -40,6 +41,7 @@ mod bursts;
 mod chart;
 mod cli;
 mod devices;
+mod disks;
 mod errors;
 mod events;
 mod exec;
