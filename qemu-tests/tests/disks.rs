@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use host_shim::guest::unlimited;
 use host_shim::vm::Disk;
-use qemu_tests::{Options, PATIENCE_S, Vm, Wish, inspector, vm_test_with};
+use qemu_tests::{Blow, Options, PATIENCE_S, Vm, Wish, inspector, vm_test_with};
 use tempfile::TempDir;
 use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::types::Mount;
@@ -258,6 +258,37 @@ fn late_disk_is_waited_for_and_holds_up_nobody_and_a_detached_one_is_gone() {
             vm.machine().detach_disk(&disk.serial).await.expect("detach");
             assert_eq!(disks(vm, &format!("after-{expected}")).await, "");
         }
+    });
+}
+
+#[test]
+fn agent_that_dies_while_a_create_waits_for_a_disk_leaves_nothing_of_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let late = disk("late", &erofs_root(directory.path(), "late"), true);
+    let append = format!("vminitd.log=info vminitd.device_timeout_ms={}", PATIENCE_S * 1000);
+    let options = Options { append, ..Options::default() };
+    vm_test_with(options, async |vm| {
+        let mounts = || vec![mount("erofs", "serial:late", &["ro"])];
+        let creating = async { vm.create("c", who(mounts())).await.map(drop) };
+        let (created, _) = tokio::join!(creating, Blow::Kill.strike(vm));
+        created.expect_err("the agent is dead");
+        vm.machine().attach_disk(&late).await.expect("attach");
+        // Until the next agent has cleared away what was begun, the id is taken.
+        let again = timeout(Duration::from_secs(PATIENCE_S), async {
+            loop {
+                match vm.create("c", who(mounts())).await {
+                    Ok(task) => return task,
+                    Err(error) => {
+                        assert!(error.to_string().contains("already exists"), "{error}");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        });
+        let task = again.await.expect("it is cleared away");
+        let exit = task.start().await.expect("start").finish().await;
+        assert_eq!((exit.status, &*exit.text()), (0, "late"));
+        vm.machine().detach_disk(&late.serial).await.expect("detach");
     });
 }
 
