@@ -33,6 +33,10 @@ pub struct Config {
     pub profile: Profile,
     /// The VM's host name.
     pub hostname: String,
+    /// Which disk, from 0 on, has a tar archive of files for the guest.
+    pub extras_disk: Option<u8>,
+    /// Extract them again for each agent.
+    pub extras_force: bool,
     /// From serving to the look for an injected supervisor.
     pub supervisor_delay: Duration,
     /// What every time of the supervisor's restart rule is divided by.
@@ -73,6 +77,8 @@ impl Default for Config {
             heartbeat_misses: limits::HEARTBEAT_MISSES,
             profile: Profile::Native,
             hostname: "vm".into(),
+            extras_disk: None,
+            extras_force: false,
             supervisor_delay: limits::SUPERVISOR_DELAY,
             supervisor_haste: NonZeroU32::MIN,
             complaints: Vec::new(),
@@ -207,6 +213,12 @@ const SETTINGS: &[Setting] = &[
 /// What a key on the kernel command line starts with.
 const CMDLINE_PREFIX: &str = "vminitd.";
 
+/// Disks that have one letter: /dev/vda to /dev/vdz.
+const DISK_LETTERS: u8 = 26;
+
+/// The same of what spinbox's host says.
+const SPIN_PREFIX: &str = "spin.";
+
 impl Config {
     /// From /proc/cmdline, then from the flags in `arguments` (`arguments[0]` is the program; a
     /// role's name after it is skipped). A command line that cannot be read is a complaint.
@@ -229,6 +241,9 @@ impl Config {
             if let Some(setting) = word.strip_prefix(CMDLINE_PREFIX) {
                 let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
                 config.apply(word, key, value);
+            } else if let Some(setting) = word.strip_prefix(SPIN_PREFIX) {
+                let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+                config.apply_spin(word, key, value);
             }
         }
         let mut words = flags.iter().map(String::as_str).peekable();
@@ -264,6 +279,27 @@ impl Config {
             text.push_str(&format!("  {CMDLINE_PREFIX}{key:<20} {help}{alias}\n"));
         }
         text
+    }
+
+    /// Two keys of another host's; its others say nothing to us.
+    fn apply_spin(&mut self, word: &str, key: &str, value: &str) {
+        let understood = match (key, value) {
+            ("extras_disk", index) => {
+                let index = index.parse().ok().filter(|index| *index < DISK_LETTERS);
+                self.extras_disk = index.or(self.extras_disk);
+                index.is_some()
+            }
+            ("extras_force", "" | "1") => {
+                self.extras_force = true;
+                true
+            }
+            ("extras_force", "0") => true,
+            ("extras_force", _) => false,
+            _ => true,
+        };
+        if !understood {
+            self.complaints.push(format!("ignored: {word:?}"));
+        }
     }
 
     fn apply(&mut self, word: &str, key: &str, value: &str) {
@@ -352,6 +388,16 @@ mod tests {
         );
         assert_eq!(Config { complaints: Vec::new(), ..config.clone() }, Config::default());
         assert_eq!(config.complaints.len(), 7, "{:?}", config.complaints);
+    }
+
+    #[test]
+    fn extras_are_asked_for_in_another_hosts_words() {
+        let config = parse("spin.extras_disk=1 spin.extras_force spin.metadata_addr=x", &[]);
+        assert_eq!((config.extras_disk, config.extras_force), (Some(1), true));
+        assert_eq!(config.complaints, Vec::<String>::new());
+        let config = parse("spin.extras_disk=26 spin.extras_disk=-1 spin.extras_force=x", &[]);
+        assert_eq!((config.extras_disk, config.extras_force), (None, false));
+        assert_eq!(config.complaints.len(), 3);
     }
 
     #[test]

@@ -92,6 +92,24 @@ pub const SUPERVISOR_PIPE_BYTES: usize = 256 * 1024;
 /// Bytes of a line of the supervisor's that is shown on the console.
 pub const SUPERVISOR_LINE_BYTES: usize = 2048;
 
+// What the agent takes from an extras disk.
+
+/// Entries of an archive.
+pub const EXTRAS_ENTRIES: u64 = 1024 * 1024;
+/// Messages about entries that are refused; of further ones only the number is told.
+pub const EXTRAS_MESSAGES: u64 = 64;
+/// What of the memory all files together may have: one part in so many.
+pub const EXTRAS_SHARE_OF_MEMORY: u64 = 2;
+/// Bytes that are read from the disk at once.
+pub const EXTRAS_BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes of a name, and of a link's target: the kernel's PATH_MAX with its NUL.
+pub const EXTRAS_NAME_BYTES: usize = 4095;
+/// Directories above each other.
+pub const EXTRAS_NAME_DEPTH: usize = 128;
+/// Bytes of an archive's header beyond the first block: a name and a link's target of the longest
+/// kind, and what else a pax header has.
+pub const TAR_META_BYTES: u64 = 32 * 1024;
+
 // What the agent takes from the host.
 
 /// Bytes of a container's or exec's id; containerd's have at most 76.

@@ -79,3 +79,5 @@ pub const SUPERVISOR_OLD_LOG: &str = "/var/log/spin-supervisor.log.1";
 pub const CGROUP_SUPERVISOR: &str = "/sys/fs/cgroup/supervisor";
 /// What changes while a system runs.
 pub const VAR: &str = "/var";
+/// That this boot's extras were extracted.
+pub const EXTRAS_DONE: &str = "/run/vminitd/extras-done";

@@ -21,6 +21,7 @@ pub mod confine;
 pub mod dirs;
 pub mod errors;
 pub mod events;
+pub mod extras;
 pub mod handover;
 pub mod id;
 pub mod init_client;

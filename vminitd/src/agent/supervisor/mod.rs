@@ -17,6 +17,7 @@ use vminitd_protocol::pb::vminitd::v1::SupervisorStatusResponse;
 
 use super::Agent;
 use super::errors::{RpcError, chain};
+use super::extras;
 use crate::config::LogLevel;
 use crate::limits::SUPERVISOR_PIPE_BYTES;
 use crate::link::message::{SupervisorOrder, SupervisorStatus};
@@ -44,7 +45,11 @@ impl Supervisor {
         let agent = agent.clone();
         // As long as the agent: it looks once.
         tokio::spawn(async move {
-            tokio::time::sleep(agent.config.supervisor_delay).await;
+            match agent.config.extras_disk {
+                // It may be among them; however long they take.
+                Some(_) => extras::extract(&agent).await,
+                None => tokio::time::sleep(agent.config.supervisor_delay).await,
+            }
             if let Err(error) = agent.supervisor.begin(&agent).await {
                 error!(error = %chain(&error), "the supervisor is not started");
             }
