@@ -9,6 +9,8 @@
 //! | [`qemu`], [`virtiofs`], [`vsock`] | Linux: what `vminit-vmm` drives |
 //! | [`guest`] | what runs in the VM: its services and streams |
 //! | [`container`] | containers as a host makes them |
+//! | [`dials`] | ports of the host that a guest dials |
+//! | [`extras`] | files for the guest itself, packed for a disk |
 //! | [`locate`] | where programs and guest files are found |
 //!
 //! Promises: one VM is one `vminit-vmm`; whoever owns it ends it, also by dying.
@@ -16,6 +18,8 @@
 
 pub mod container;
 pub mod ctl;
+pub mod dials;
+pub mod extras;
 pub mod guest;
 pub mod limits;
 pub mod locate;

@@ -3,10 +3,12 @@
 //! Owns: the machine, its console and the recorded events. Promises: the VM is gone when the test is, and a failure
 //! shows the console's and the events' last lines.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use host_shim::dials;
 use host_shim::guest::{Guest, Ports, resume_after, unlimited};
 use host_shim::machine::{BootOptions, Exited, Machine, console_tail};
 use host_shim::vm::{Description, Disk, Draft, Share, Tag, VmName};
@@ -43,6 +45,8 @@ pub struct Options {
     pub cpus: u32,
     /// Disks.
     pub disks: Vec<Disk>,
+    /// Ports of the host that the guest may dial, and the sockets that they are.
+    pub guest_dials: BTreeMap<u32, PathBuf>,
     /// Another initramfs.
     pub initramfs: Option<PathBuf>,
     /// No initramfs: a read-only root on the first disk.
@@ -59,6 +63,7 @@ impl Default for Options {
             memory: "256M",
             cpus: 1,
             disks: Vec::new(),
+            guest_dials: BTreeMap::new(),
             initramfs: None,
             erofs_root: false,
             look_for_leaks: true,
@@ -183,7 +188,7 @@ impl Vm {
             memory: options.memory.parse().expect("a size"),
             cpus: options.cpus,
             guest_cid: Default::default(),
-            guest_dials: Default::default(),
+            guest_dials: options.guest_dials.keys().copied().collect(),
             disks,
             hotplug_slots: Default::default(),
             shares: vec![Share {
@@ -194,8 +199,9 @@ impl Vm {
             accelerator: Default::default(),
         };
         let description = Description::try_from(draft).expect("a VM that makes sense");
-        let options = BootOptions { vmm: dist.join("bin/vminit-vmm"), console: console.to_owned() };
-        Machine::boot(description, options).await.unwrap_or_else(|error| {
+        let boot = BootOptions { vmm: dist.join("bin/vminit-vmm"), console: console.to_owned() };
+        let booted = Machine::boot_with_dials(description, boot).await;
+        let (machine, dials) = booted.unwrap_or_else(|error| {
             let mut text = error.to_string();
             let mut next = std::error::Error::source(&error);
             while let Some(cause) = next {
@@ -203,7 +209,10 @@ impl Vm {
                 next = cause.source();
             }
             panic!("boot: {text}")
-        })
+        });
+        let tell = |port, path: &Path, error| println!("dial of {port}: {path:?}: {error}");
+        tokio::spawn(dials::serve(dials, options.guest_dials.clone(), tell));
+        machine
     }
 
     /// The guest's services, on the connection that the VM has now.

@@ -14,6 +14,8 @@
 //! | `events` | their numbers, resuming, slow subscribers |
 //! | `exec` | further processes in a container |
 //! | `exec_cli` | `vminitctl exec`, `list` and names of VMs, as a person uses them |
+//! | `extras` | files for the guest by a disk with a tar archive |
+//! | `guest_dial` | ports of the host that the guest dials |
 //! | `isolation` | what a container that wants out reaches, and what one that takes everything spoils |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
@@ -46,6 +48,8 @@ mod errors;
 mod events;
 mod exec;
 mod exec_cli;
+mod extras;
+mod guest_dial;
 mod isolation;
 mod launch;
 mod lifecycle;

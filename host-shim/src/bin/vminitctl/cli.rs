@@ -6,6 +6,8 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use host_shim::dials::GuestDial;
+use host_shim::extras::Extra;
 use host_shim::vm::{MemorySize, VmName};
 
 /// Runs containers, each in a small VM of its own.
@@ -45,6 +47,19 @@ pub enum Command {
     ///     vminitctl exec -i --name db -- sh -c 'cat >/tmp/dump' <dump
     #[command(verbatim_doc_comment)]
     Exec(Box<ExecArgs>),
+
+    /// Ask after the supervisor that was injected into a VM, stop it, or start it
+    ///
+    /// A supervisor is a program of the VM's owner beside the container (see --extra of
+    /// `vminitctl run` and docs/supervisor.md). Prints how it is, also after a stop or start.
+    /// Exit status: 0 when it is as asked (for `status`: it runs), 3 when it does not run,
+    /// 4 when the VM has none, 125 when vminitctl failed.
+    ///
+    /// Examples:
+    ///     vminitctl supervisor status
+    ///     vminitctl supervisor stop web --json
+    #[command(verbatim_doc_comment)]
+    Supervisor(SupervisorArgs),
 
     /// List the VMs that run, one per line: name, process id and command
     ///
@@ -160,6 +175,20 @@ pub struct RunArgs {
     #[arg(long, value_name = "WORD", help_heading = "VM", action = ArgAction::Append)]
     pub append: Vec<String>,
 
+    /// Put a host file or directory into the guest itself; may be repeated
+    ///
+    /// Not the container: the guest around it, a supervisor for example. Packed when the VM starts; modes and symlinks
+    /// are kept, everything belongs to root there. Example: --extra ./spin-supervisor:/run/spin-stack/spin-supervisor
+    #[arg(long = "extra", value_name = "HOST:GUEST", help_heading = "VM", action = ArgAction::Append)]
+    pub extras: Vec<Extra>,
+
+    /// Let the guest dial a port of the host, a Unix socket; may be repeated
+    ///
+    /// Programs of the guest dial context id 2, port PORT; each connection becomes one to PATH. Other ports are refused.
+    /// Containers dial only when their config says so (io.vminitd.vsock=allow). Example: --guest-dial 1027=/run/vm1.sock
+    #[arg(long = "guest-dial", value_name = "PORT=PATH", help_heading = "VM", action = ArgAction::Append)]
+    pub guest_dials: Vec<GuestDial>,
+
     /// Say on stderr how long each phase took, in milliseconds
     #[arg(long, help_heading = "Output")]
     pub timings: bool,
@@ -223,6 +252,34 @@ pub struct ExecArgs {
     /// The command and its arguments
     #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
     pub command: Vec<String>,
+}
+
+/// Options of `vminitctl supervisor`.
+#[derive(Args)]
+pub struct SupervisorArgs {
+    /// What to do
+    pub what: SupervisorWish,
+
+    /// The VM, as `vminitctl list` shows it [default: the only one that runs]
+    #[arg(value_name = "NAME")]
+    pub name: Option<VmName>,
+
+    /// Print one line of JSON: state, pid, restarts, next_restart_ms, last_exit
+    ///
+    /// What there is not is null: no process, no restart planned, no end so far.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be asked of a supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SupervisorWish {
+    /// Say how it is
+    Status,
+    /// SIGTERM, then SIGKILL after ten seconds; it stays down until it is started
+    Stop,
+    /// Start it with a clean slate, also one that was given up
+    Start,
 }
 
 /// `UID` or `UID:GID`.

@@ -8,6 +8,7 @@ mod exec;
 mod list;
 mod process;
 mod run;
+mod supervisor;
 
 use std::process::exit;
 
@@ -26,6 +27,9 @@ fn main() {
         cli::Command::Run(args) => run::run(*args).map_err(|error| failure(&error, error.status())),
         cli::Command::Exec(args) => {
             exec::exec(*args).map_err(|error| failure(&error, error.status()))
+        }
+        cli::Command::Supervisor(args) => {
+            supervisor::supervisor(&args).map_err(|error| failure(&error, FAILED))
         }
         cli::Command::List => list::list().map_err(|error| failure(&error, FAILED)),
         cli::Command::Generate { what } => {

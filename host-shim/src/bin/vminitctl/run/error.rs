@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use host_shim::ctl::DirectoryError;
+use host_shim::extras::ExtrasError;
 use host_shim::guest::{CallError, NotServing};
 use host_shim::locate::LocateError;
 use host_shim::machine::{BootError, Exited};
@@ -50,6 +51,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// `--extra`.
+    #[error("--extra")]
+    Extras(#[from] ExtrasError),
     /// `--append`.
     #[error("--append")]
     Cmdline(#[source] CmdlineError),

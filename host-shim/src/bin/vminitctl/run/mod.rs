@@ -10,6 +10,7 @@
 //! Promises: output that the command wrote before it exited is written before we exit; the host's directories stay
 //! as they are. Never: decides what the guest does.
 
+mod around;
 mod bundle;
 mod chart;
 mod console;
@@ -114,7 +115,8 @@ async fn boot_and_run(
     let console = Console::new(vm.args.console.as_deref(), &vm.claim).map_err(RunError::Console)?;
     let options = BootOptions { vmm: locate::vmm()?, console: console.path().to_owned() };
     let mut timings = Timings::start();
-    let machine = Arc::new(Machine::boot(describe(vm)?, options).await?);
+    let (machine, dials) = Machine::boot_with_dials(describe(vm)?, options).await?;
+    let (machine, dials) = (Arc::new(machine), around::connect_dials(&vm.args, dials));
     timings.mark(Mark::Spawned);
     let (started, is_started) = watch::channel(None);
     let process = vm.container.process_file().map_err(RunError::Control)?;
@@ -153,6 +155,7 @@ async fn boot_and_run(
     };
     power_off(&machine, &guest).await;
     server.abort();
+    dials.abort();
     timings.mark(Mark::Off);
     if vm.args.timings {
         eprint!("{}", timings.table(machine.accelerator()));
@@ -179,7 +182,7 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
     let talkative = args.chart.as_ref().map(|_| "loglevel=7");
     let words: Vec<&str> =
         talkative.into_iter().chain(args.append.iter().map(String::as_str)).collect();
-    let draft = Draft {
+    let mut draft = Draft {
         name: vm.name.clone(),
         kernel: locate::kernel(args.kernel.clone())?,
         initramfs: Some(locate::initramfs(args.initramfs.clone())?),
@@ -187,7 +190,7 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
         memory: args.memory,
         cpus: args.cpus,
         guest_cid: Default::default(),
-        guest_dials: Default::default(),
+        guest_dials: args.guest_dials.iter().map(|dial| dial.port).collect(),
         disks: Vec::new(),
         hotplug_slots: Default::default(),
         shares: vec![Share {
@@ -197,6 +200,7 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
         }],
         accelerator: Default::default(),
     };
+    around::add_extras(&mut draft, &args.extras, &vm.claim)?;
     Ok(Description::try_from(draft)?)
 }
 
