@@ -62,6 +62,24 @@ fn early_mounts_have_the_usual_flags() {
     });
 }
 
+/// The first call of this guest is this Create; what serving did not need must be there for it.
+#[test]
+fn first_container_finds_what_is_set_up_after_serving() {
+    let options = Options { look_for_leaks: false, ..Options::default() };
+    vm_test_with(options, async |vm| {
+        let script = "cd /guest
+            for pid in proc/[0-9]*; do
+                [ $(cat $pid/comm) = vminitd-agent ] && cat $pid/cgroup
+            done
+            cat proc/1/cgroup proc/sys/kernel/printk_devkmsg proc/sys/kernel/dmesg_restrict
+            [ $(cat sys/fs/cgroup/containers/memory.max) != max ] && cat sys/fs/cgroup/vminitd/cpu.weight
+            ls -d run/vminitd/containers; readlink dev/fd";
+        let exit = vm.run("first", Wish::sh(script).with_guest_root()).await;
+        let expected = "0::/../../vminitd\n0::/../../vminitd\non\n1\n10000\nrun/vminitd/containers\n/proc/self/fd\n";
+        assert_eq!(exit.text(), expected);
+    });
+}
+
 #[test]
 fn unknown_configuration_is_logged_and_ignored() {
     let options = Options {

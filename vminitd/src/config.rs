@@ -220,8 +220,8 @@ const DISK_LETTERS: u8 = 26;
 const SPIN_PREFIX: &str = "spin.";
 
 impl Config {
-    /// From /proc/cmdline, then from the flags in `arguments` (`arguments[0]` is the program; a
-    /// role's name after it is skipped). A command line that cannot be read is a complaint.
+    /// From /proc/cmdline, then from the flags in `arguments` (`arguments[0]` is the program). A
+    /// command line that cannot be read is a complaint.
     pub fn from_system(arguments: &[String]) -> Config {
         match std::fs::read_to_string(paths::CMDLINE) {
             Ok(cmdline) => Config::parse(&cmdline, arguments.get(1..).unwrap_or_default()),
@@ -249,7 +249,7 @@ impl Config {
         let mut words = flags.iter().map(String::as_str).peekable();
         while let Some(word) = words.next() {
             let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
-                if word != "agent" && !word.starts_with(CMDLINE_PREFIX) {
+                if !word.starts_with(CMDLINE_PREFIX) {
                     config.complaints.push(format!("ignored: {word:?}"));
                 }
                 continue;

@@ -1,7 +1,7 @@
 //! The binary: finds out which role this process has, and plays it.
 //!
-//! PID 1 is init; `vminitd agent` is the agent (init starts it so); anything else is a person on
-//! some host, who gets help.
+//! PID 1 is init, and the agent is a fork of it; anything else is a person on some host, who gets
+//! help.
 
 use std::process::ExitCode;
 
@@ -26,11 +26,6 @@ fn main() -> ExitCode {
         vminitd::init::run(&arguments)
     }
     match arguments.get(1).map(String::as_str) {
-        Some("agent") => {
-            // Started from a descriptor, it would be named after the descriptor's number.
-            let _ = nix::sys::prctl::set_name(c"vminitd-agent");
-            vminitd::agent::run(Config::from_system(&arguments))
-        }
         Some("--version" | "-V") => {
             println!("vminitd {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

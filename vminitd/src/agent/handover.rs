@@ -16,6 +16,8 @@ pub struct Handover {
     pub generation: u32,
     /// First request number to use.
     pub first_request: RequestId,
+    /// Nothing of the boot is left to do.
+    pub boot_complete: bool,
     /// The RPC listener, then the stream listener.
     pub listeners: Vec<OwnedFd>,
     /// Kept fds by key, each with its name.
@@ -51,9 +53,10 @@ pub async fn receive(link: &Link) -> Result<Handover, LinkError> {
     loop {
         let (message, fds) = link.recv().await?;
         match message {
-            ToAgent::Welcome { generation, first_request, stamps: _ } => {
+            ToAgent::Welcome { generation, first_request, boot_complete, stamps: _ } => {
                 (all.generation, all.first_request, all.listeners) =
                     (generation, first_request, fds);
+                all.boot_complete = boot_complete;
             }
             ToAgent::Kept { key, names } => {
                 all.kept.entry(key).or_default().extend(names.into_iter().zip(fds));
@@ -70,6 +73,7 @@ pub async fn receive(link: &Link) -> Result<Handover, LinkError> {
             ToAgent::Exited(exit) => all.exits.push(exit),
             // A start or delete with hooks that ended meanwhile: what it did shows by itself.
             ToAgent::Done { .. } | ToAgent::Released { .. } | ToAgent::Supervisor { .. } => {}
+            ToAgent::BootComplete => all.boot_complete = true,
             ToAgent::Ping { beat } => link.send(&ToInit::Pong { beat }, &[]).await?,
             ToAgent::ShuttingDown { reboot } => all.shutting_down = Some(reboot),
             ToAgent::Caught => return Ok(all),

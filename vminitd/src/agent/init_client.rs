@@ -27,6 +27,7 @@ pub struct InitClient {
     next_request: AtomicU64,
     waiting: Mutex<HashMap<RequestId, oneshot::Sender<Answer>>>,
     exits: Mutex<Exits>,
+    boot_complete: watch::Sender<bool>,
 }
 
 /// A process that a launcher made.
@@ -100,13 +101,21 @@ enum Answer {
 
 impl InitClient {
     /// Takes over a link on which Welcome was received.
-    pub fn new(link: Link, first_request: RequestId) -> Self {
+    pub fn new(link: Link, first_request: RequestId, boot_complete: bool) -> Self {
         Self {
             link,
             next_request: AtomicU64::new(first_request),
             waiting: Mutex::default(),
             exits: Mutex::default(),
+            boot_complete: watch::Sender::new(boot_complete),
         }
+    }
+
+    /// Returns when nothing of the boot is left to do. The first agent serves before that; what
+    /// uses more than the filesystems that were mounted waits here.
+    pub async fn boot_complete(&self) {
+        // The sender is in `self`.
+        let _ = self.boot_complete.subscribe().wait_for(|complete| *complete).await;
     }
 
     /// The next thing for the agent as a whole; everything else is handled on the way. Whoever
@@ -280,6 +289,10 @@ impl InitClient {
                 if let Some(asker) = lock(&self.waiting).remove(&request) {
                     let _ = asker.send(Answer::Supervisor(answer));
                 }
+                Ok(None)
+            }
+            ToAgent::BootComplete => {
+                self.boot_complete.send_replace(true);
                 Ok(None)
             }
             ToAgent::ShuttingDown { reboot } => Ok(Some(Notice::ShuttingDown { reboot })),

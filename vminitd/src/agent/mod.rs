@@ -38,12 +38,11 @@ pub mod system;
 pub mod task;
 pub mod var;
 
-use std::os::fd::{OwnedFd, RawFd};
-use std::process::ExitCode;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tracing::{error, info};
+use tracing::{debug, error};
 
 use self::cgroup::guard::Guard;
 use self::confine::cache::Cache;
@@ -63,14 +62,9 @@ use crate::config::Config;
 use crate::limits::BLOCKING_THREADS;
 use crate::link::agent::{Link, LinkError};
 use crate::link::message::SUPERVISOR_KEY;
-use crate::log::{self, Role};
 use crate::paths;
-use crate::sys::descriptors::inherited;
 use crate::sys::memory;
 use crate::sys::signals::ignore_sigpipe;
-
-/// Where init leaves the agent's end of the link.
-const LINK_FD: RawFd = 3;
 
 /// What every part of the agent may use.
 pub struct Agent {
@@ -103,8 +97,6 @@ pub struct Agent {
 /// Why an agent ends. init starts another.
 #[derive(Debug, thiserror::Error)]
 enum AgentError {
-    #[error("descriptor {LINK_FD} is not open: the agent is init's to start")]
-    NoLink,
     #[error("start the runtime")]
     Runtime(#[source] std::io::Error),
     #[error("link to init")]
@@ -121,24 +113,21 @@ enum AgentError {
     },
 }
 
-/// The agent's life.
-pub fn run(config: Config) -> ExitCode {
-    log::start(Role::Agent, config.log);
+/// The agent's life, in a fork of init that has parted from it. `link` is its end of the link.
+pub fn run(config: Config, link: OwnedFd) {
     memory::keep_one_arena();
     ignore_sigpipe();
-    let error = match start(config) {
+    let error = match start(config, link) {
         Ok(never) => match never {},
         Err(error) => error,
     };
     error!(error = %chain(&error), "the agent ends");
-    ExitCode::FAILURE
 }
 
 /// A value that there is none of.
 enum Never {}
 
-fn start(config: Config) -> Result<Never, AgentError> {
-    let link = inherited(LINK_FD).ok_or(AgentError::NoLink)?;
+fn start(config: Config, link: OwnedFd) -> Result<Never, AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -199,7 +188,8 @@ async fn serve(
         power::begin(agent, reboot, "init was asked to (signal or power button)");
     }
     agent.init.serving().await?;
-    info!(generation, "serving");
+    // init says so in the log: a line takes as long as a mount.
+    debug!(generation, "serving");
     agent.supervisor.take_over(agent, supervisors_output);
     let services = |gone| server::services::services(agent, &gone);
     let streams = stdio::listener::serve(stream, agent.streams.clone(), agent.init.clone());
@@ -216,7 +206,7 @@ impl Agent {
     ) -> Result<Arc<Self>, AgentError> {
         let boot_id = std::fs::read_to_string(paths::BOOT_ID)
             .map_err(|source| AgentError::Io { what: "read the boot id", source })?;
-        let init = Arc::new(InitClient::new(link, handover.first_request));
+        let init = Arc::new(InitClient::new(link, handover.first_request, handover.boot_complete));
         let events = Hub::take_over(&init, &mut handover.kept, &boot_id).await?;
         Ok(Arc::new(Self {
             profile: config.profile.into(),

@@ -1,11 +1,14 @@
 //! The agent as a process: forked, listened to, watched, killed, forked again.
 //!
+//! It is a fork that executes nothing: what an exec does (unmap, map, the C library's start, the
+//! first touch of each page) is half of a start, and would come to the program that is there already.
+//!
 //! Owns: the agent's pid and init's end of the link to it.
 //! Promises: at most one agent; each gets what it needs to go on where the one before stopped.
 //! Never: waits for it; decides when to start it ([`supervisor_monitor`] does).
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,17 +17,16 @@ use tracing::{debug, error, info};
 
 use super::epitaph::{Moment, remember};
 use super::heartbeat::{Beat, Heartbeat};
+use crate::agent;
+use crate::config::Config;
 use crate::limits::{AGENT_END, AGENT_OOM_SCORE_ADJ, LINK_RETRY};
 use crate::link::message::ToAgent;
 use crate::link::sync::{Link, Received};
-use crate::log;
+use crate::log::{self, Role};
 use crate::paths;
 use crate::sys::clone::{self, Forked};
 use crate::sys::wait::{self, End};
 use crate::sys::{descriptors, pidfd, seqpacket, signals};
-
-/// Where the agent finds its end of the link.
-pub const LINK_NUMBER: RawFd = 3;
 
 /// How an agent is started and watched.
 #[derive(Debug)]
@@ -33,15 +35,14 @@ pub struct AgentSettings {
     pub heartbeat: Duration,
     /// Unanswered beats in a row.
     pub heartbeat_misses: u32,
-    /// Flags that init was started with, for the agent to read too.
-    pub flags: Vec<String>,
+    /// What the agent is told of how this boot is to go.
+    pub config: Config,
 }
 
 /// The agent, whether there is one at the moment or not.
 #[derive(Debug)]
 pub struct Agent {
     settings: AgentSettings,
-    executable: OwnedFd,
     monitor: Monitor,
     generation: u32,
     process: Option<Process>,
@@ -78,10 +79,10 @@ pub enum Order {
 }
 
 impl Agent {
-    /// None runs yet. `executable` is our own.
-    pub fn new(settings: AgentSettings, executable: OwnedFd) -> Agent {
+    /// None runs yet.
+    pub fn new(settings: AgentSettings) -> Agent {
         let monitor = Monitor::new(Policy::AGENT);
-        Agent { settings, executable, monitor, generation: 0, process: None }
+        Agent { settings, monitor, generation: 0, process: None }
     }
 
     /// Starts the first one.
@@ -92,6 +93,11 @@ impl Agent {
     /// How many there were, this one included.
     pub fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// Its pid, while there is one.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(|process| process.pid)
     }
 
     /// Whether it is this child.
@@ -278,8 +284,8 @@ impl Agent {
 
     fn spawn(&mut self, now: Duration) -> std::io::Result<()> {
         let (ours, theirs) = seqpacket::pair(true)?;
-        match clone::fork(None)? {
-            Forked::Child => exec_agent(&self.executable, &theirs, &self.settings.flags),
+        match clone::fork_whole()? {
+            Forked::Child => become_agent(theirs, self.settings.config.clone()),
             Forked::Parent { pid, pidfd } => {
                 self.generation += 1;
                 remember(Moment::AgentForked, pid, self.generation);
@@ -299,29 +305,36 @@ impl Agent {
     }
 }
 
-/// In the fresh fork. What fails here ends it, and the restart rule decides.
-fn exec_agent(executable: &OwnedFd, link: &OwnedFd, flags: &[String]) -> ! {
-    let exec = || -> std::io::Result<()> {
-        descriptors::install(link.as_fd(), LINK_NUMBER)?;
-        let mut kept = log::descriptors();
-        kept.extend([0, 1, 2, LINK_NUMBER, executable.as_raw_fd()]);
-        descriptors::close_all_but(&mut kept)?;
-        nix::unistd::setsid()?;
-        signals::unblock_all();
-        std::fs::write(paths::OWN_OOM_SCORE_ADJ, AGENT_OOM_SCORE_ADJ.to_string())?;
-        let arguments = ["vminitd", "agent"].into_iter().chain(flags.iter().map(String::as_str));
-        let arguments: Vec<CString> =
-            arguments.map(CString::new).collect::<Result<_, _>>().map_err(std::io::Error::other)?;
-        let environment = paths::ENVIRONMENT.iter().map(|(name, value)| format!("{name}={value}"));
-        let environment: Vec<CString> = environment
-            .map(CString::new)
-            .collect::<Result<_, _>>()
-            .map_err(std::io::Error::other)?;
-        let Err(errno) = nix::unistd::fexecve(executable.as_raw_fd(), &arguments, &environment);
-        Err(errno.into())
+/// In the fresh fork: the agent's life. What fails before it ends it, and the restart rule decides.
+///
+/// What of init's lies in this memory is never touched again: the descriptors behind it are closed
+/// here, and nothing unwinds past this function.
+fn become_agent(link: OwnedFd, config: Config) -> ! {
+    // Before all else: from here on a panic is this process's own, and ends no VM.
+    log::set_role(Role::Agent);
+    let life = || match part_from_init(&link) {
+        Ok(()) => agent::run(config, link),
+        Err(error) => error!("become the agent: {error}"),
     };
-    if let Err(error) = exec() {
-        error!("exec the agent: {error}");
-    }
-    clone::exit_now(127)
+    let status = match catch_unwind(AssertUnwindSafe(life)) {
+        Ok(()) => FAILED,
+        Err(_) => PANICKED,
+    };
+    clone::exit_now(status)
 }
+
+/// What of PID 1 is not the agent's.
+fn part_from_init(link: &OwnedFd) -> std::io::Result<()> {
+    // Its name in lists of processes.
+    let _ = nix::sys::prctl::set_name(c"vminitd-agent");
+    let mut kept = log::descriptors();
+    kept.extend([0, 1, 2, link.as_raw_fd()]);
+    descriptors::close_all_but(&mut kept)?;
+    nix::unistd::setsid()?;
+    signals::unblock_all();
+    std::fs::write(paths::OWN_OOM_SCORE_ADJ, AGENT_OOM_SCORE_ADJ.to_string())
+}
+
+/// The agent's exit codes.
+const FAILED: i32 = 1;
+const PANICKED: i32 = 101;

@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{debug, error, info, warn};
 
 use super::agent_process::{Agent, AgentSettings, Order};
+use super::boot::rest::Rest;
 use super::clock::Clock;
 use super::epitaph::{self, Moment, remember};
 use super::keep::Keep;
@@ -43,8 +44,8 @@ pub const SIGNALS: &[i32] = &[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::
 pub struct Booted {
     /// How agents are started.
     pub agent: AgentSettings,
-    /// Our own.
-    pub executable: OwnedFd,
+    /// What is left to do.
+    pub rest: Rest,
     /// A signalfd for [`SIGNALS`].
     pub signals: OwnedFd,
     /// For RPCs, and for streams.
@@ -62,6 +63,8 @@ pub struct EventLoop {
     signals: OwnedFd,
     listeners: [Rc<OwnedFd>; 2],
     stamps: Stamps,
+    /// Of the boot, until an agent serves.
+    rest: Option<Rest>,
     agent: Agent,
     launches: Launches,
     processes: Processes<Held>,
@@ -105,13 +108,14 @@ impl Known for Others<'_> {
 impl EventLoop {
     /// Ready to run.
     pub fn new(booted: Booted) -> EventLoop {
-        let Booted { agent, executable, signals, listeners, stamps, supervisor } = booted;
+        let Booted { agent, rest, signals, listeners, stamps, supervisor } = booted;
         EventLoop {
             clock: Clock::new(clocks::monotonic(), agent.heartbeat),
             signals,
             listeners: listeners.map(Rc::new),
             stamps,
-            agent: Agent::new(agent, executable),
+            rest: Some(rest),
+            agent: Agent::new(agent),
             launches: Launches::default(),
             processes: Processes::new(),
             keep: Keep::new(),
@@ -206,9 +210,10 @@ impl EventLoop {
             ToInit::Serving => {
                 if self.agent.generation() == 1 {
                     self.stamps.take(Phase::Serving);
-                    self.stamps.print_last();
+                    self.stamps.print();
                 }
                 self.agent.serves(now);
+                self.complete_boot();
             }
             ToInit::Pong { beat } => self.agent.answered(beat),
             ToInit::Launch { request, launch } => {
@@ -249,6 +254,14 @@ impl EventLoop {
                 self.tell_of_supervisor(answer);
             }
         }
+    }
+
+    fn complete_boot(&mut self) {
+        let Some(rest) = self.rest.take() else { return };
+        if let Err(error) = rest.complete(self.agent.pid()) {
+            epitaph::fatal(format_args!("boot: {}", super::chain(&error)));
+        }
+        self.agent.send(&ToAgent::BootComplete, Vec::new());
     }
 
     fn read_results(&mut self) {
@@ -370,7 +383,8 @@ impl EventLoop {
         // A range of its own for each agent: a number that the agent before has recorded, but not
         // yet used, must not be used for something else.
         let first_request = u64::from(generation) << 32;
-        let welcome = ToAgent::Welcome { generation, first_request, stamps };
+        let boot_complete = self.rest.is_none();
+        let welcome = ToAgent::Welcome { generation, first_request, boot_complete, stamps };
         self.agent.send(&welcome, self.listeners.to_vec());
         for (key, kept) in self.keep.iter() {
             for part in kept.chunks(KEPT_PER_MESSAGE) {

@@ -2,7 +2,7 @@
 //!
 //! Promises: one thread; no wait for the agent; no way out but power-off: every error of the boot
 //! and every panic ends in a message on the console and a power-off, and after the boot there are
-//! no errors that end anything.
+//! no errors that end anything. What serving does not need is done after it ([`boot::rest`]).
 //! Never: parses what comes from outside the VM; knows what a container is.
 //!
 //! The pure parts decide: [`clock`], [`heartbeat`], [`launch_state`], [`processes`], [`keep`], and
@@ -26,7 +26,6 @@ pub mod supervisor;
 mod supervisor_program;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
 use tracing::warn;
 
@@ -34,6 +33,7 @@ use self::agent_process::AgentSettings;
 use self::boot::cgroup::CgroupError;
 use self::boot::listeners::ListenError;
 use self::boot::mounts::MountError;
+use self::boot::rest::Rest;
 use self::boot::root::RootError;
 use self::boot::{cgroup, listeners, mounts, root, settings};
 use self::event_loop::{Booted, EventLoop};
@@ -41,8 +41,7 @@ use self::supervisor::Supervisor;
 use crate::config::Config;
 use crate::link::message::Phase;
 use crate::log::{self, Role};
-use crate::paths;
-use crate::sys::{clock as clocks, descriptors, signals};
+use crate::sys::{clock as clocks, signals};
 
 /// Why there is no VM. Always a message on the console and a power-off.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +54,6 @@ enum BootError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("open {}", paths::OWN_EXECUTABLE)]
-    Executable(#[source] io::Error),
     #[error("open a descriptor for signals")]
     Signals(#[source] io::Error),
 }
@@ -81,43 +78,30 @@ fn boot(arguments: &[String], mut stamps: Stamps) -> Result<Booted, BootError> {
     root::make_pivotable()?;
     mounts::mount_first()?;
     settings::reopen_stdio();
-    settings::lift_log_limit();
     let config = Config::from_system(arguments);
     log::start(Role::Init, config.log);
-    stamps.print_last();
     for complaint in &config.complaints {
         warn!("configuration: {complaint}");
     }
 
     mounts::mount_rest()?;
     settings::expedite_rcu();
-    cgroup::set_up()?;
-    settings::part_users();
+    cgroup::mount_hierarchy()?;
     settings::own_process();
-    settings::system(&config.hostname);
     stamps.take(Phase::SystemInit);
-    stamps.print_last();
 
     let listeners = [listeners::open(config.rpc_port)?, listeners::open(config.stream_port)?];
     stamps.take(Phase::Listening);
-    stamps.print_last();
 
     let signals = signals::descriptor(event_loop::SIGNALS).map_err(BootError::Signals)?;
+    let supervisor = Supervisor::new(config.supervisor_haste);
+    let rest = Rest { hostname: config.hostname.clone() };
     let agent = AgentSettings {
         heartbeat: config.heartbeat,
         heartbeat_misses: config.heartbeat_misses,
-        flags: arguments.get(1..).unwrap_or_default().to_vec(),
+        config,
     };
-    let executable = own_executable().map_err(BootError::Executable)?;
-    let supervisor = Supervisor::new(config.supervisor_haste);
-    Ok(Booted { agent, executable, signals, listeners, stamps, supervisor })
-}
-
-/// Ourselves, for each agent: the file may be hidden by a mount, or replaced, later. Out of the
-/// way of the number that the agent's link gets.
-fn own_executable() -> io::Result<OwnedFd> {
-    let file = std::fs::File::open(paths::OWN_EXECUTABLE)?;
-    descriptors::duplicate_above(file.as_fd(), agent_process::LINK_NUMBER + 1)
+    Ok(Booted { agent, rest, signals, listeners, stamps, supervisor })
 }
 
 /// The moments of the boot, for the console and for the agent.
@@ -135,15 +119,15 @@ impl Stamps {
         self.0.clone()
     }
 
-    /// The line for the latest one.
-    pub fn print_last(&self) {
-        if let Some((phase, at)) = self.0.last() {
+    /// A line for each. After serving: a line takes as long as a mount.
+    pub fn print(&self) {
+        for (phase, at) in &self.0 {
             let name = match phase {
                 Phase::Pid1Entry => "pid1-entry",
                 Phase::SystemInit => "system-init",
                 Phase::Listening => "vsock-listen",
                 Phase::Serving => "serve",
-                Phase::AgentForked => return,
+                Phase::AgentForked => continue,
             };
             log::to_console(&format!("VMINITD_READY uptime_us={at} phase={name}"));
         }

@@ -98,6 +98,8 @@ pub enum ToAgent {
         generation: u32,
         /// First request number to use.
         first_request: RequestId,
+        /// [`ToAgent::BootComplete`] will not come.
+        boot_complete: bool,
         /// [`Phase`] stamps, CLOCK_BOOTTIME in microseconds.
         stamps: Vec<(Phase, u64)>,
     },
@@ -110,6 +112,8 @@ pub enum ToAgent {
     },
     /// The agent now knows all that init knows.
     Caught,
+    /// What serving did not need is there too: cgroups, directories, settings, loopback.
+    BootComplete,
     /// Are you there? Answer with [`ToInit::Pong`].
     Ping {
         /// Number of the ping.

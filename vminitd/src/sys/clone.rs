@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::sched::{CloneFlags, unshare};
+
 /// Which of the two processes the caller is in.
 #[derive(Debug)]
 pub enum Forked {
@@ -27,7 +29,7 @@ pub enum Forked {
 /// Never; but where the caller has threads, this fails with EBUSY instead of making a process
 /// whose allocator may be locked for ever.
 pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
-    if has_threads()? {
+    if has_threads() {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let mut pidfd: RawFd = -1;
@@ -58,15 +60,41 @@ pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     }
 }
 
+/// A fork that lives on as a program of its own: it may start threads. fork(2), of the C library,
+/// which makes the child's own bookkeeping (its thread's id above all) right; [`fork`]'s is not.
+///
+/// # Errors
+/// As [`fork`]'s; also when there is no descriptor for the child, which is then killed.
+pub fn fork_whole() -> io::Result<Forked> {
+    if has_threads() {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: there is one thread (checked above), so nothing in the child's copy of the memory is
+    // held by somebody who does not exist there.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        // Nobody has reaped it, so the number is its own.
+        pid => match super::pidfd::open(pid.unsigned_abs()) {
+            Ok(pidfd) => Ok(Forked::Parent { pid, pidfd }),
+            Err(error) => {
+                // SAFETY: takes integers.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+                Err(error)
+            }
+        },
+    }
+}
+
 /// In linux/sched.h (5.5); libc's constant is of a type too small for it.
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// In linux/sched.h (5.7); likewise.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// The kernel keeps a directory per thread; its link count is their number and two.
-fn has_threads() -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(std::fs::metadata("/proc/self/task")?.nlink() > 3)
+/// Whether there is a thread beside this one: then the kernel refuses to part it from its group, and
+/// else that is no work. unshare(2).
+fn has_threads() -> bool {
+    unshare(CloneFlags::CLONE_THREAD).is_err()
 }
 
 /// Ends this process at once: nothing is flushed, dropped or unwound. _exit(2).

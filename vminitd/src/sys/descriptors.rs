@@ -48,15 +48,6 @@ pub fn duplicate_above(fd: BorrowedFd<'_>, least: RawFd) -> io::Result<OwnedFd> 
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Takes ownership of a number that this process has inherited; None if it is not open. Closes it
-/// on exec from now on.
-pub fn inherited(number: RawFd) -> Option<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    fcntl(number, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).ok()?;
-    // SAFETY: it is open, and by contract with the parent nobody else in this process uses it.
-    Some(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
     // SAFETY: takes integers; see `close_all_but` for who may be hurt.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };

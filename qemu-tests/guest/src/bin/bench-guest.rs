@@ -436,8 +436,7 @@ fn agent() -> io::Result<i32> {
     let mut pids =
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let is_agent = |pid: &i32| {
-        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        cmdline.split(|byte| *byte == 0).nth(1) == Some(b"agent")
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "vminitd-agent\n")
     };
     pids.find(is_agent).ok_or_else(|| io::Error::other("no agent runs"))
 }

@@ -40,7 +40,7 @@ fn main() {
     }
 }
 
-/// The agent is PID 1's child with the argument `agent`.
+/// The agent is the process of that name.
 fn agent() -> Pid {
     find_agent().expect("an agent runs")
 }
@@ -49,8 +49,8 @@ fn find_agent() -> Option<Pid> {
     processes()
         .into_iter()
         .find(|pid| {
-            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            cmdline.split(|byte| *byte == 0).nth(1) == Some(b"agent")
+            let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+            name.is_ok_and(|name| name == "vminitd-agent\n")
         })
         .map(Pid::from_raw)
 }

@@ -18,18 +18,25 @@ use nix::sys::socket::{
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, chdir, chroot, execv, fork, pause};
 
-/// Kind, place, options: what vminitd/src/init/boot/ mounts.
-const MOUNTS: [(&str, &str, &str); 10] = [
-    ("proc", "/proc", ""),
-    ("sysfs", "/sys", ""),
-    ("devtmpfs", "/dev", "mode=0755"),
-    ("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5"),
-    ("tmpfs", "/dev/shm", "mode=1777"),
-    ("mqueue", "/dev/mqueue", ""),
-    ("tmpfs", "/tmp", "mode=1777"),
-    ("tmpfs", "/run", "mode=0755"),
-    ("tmpfs", "/run/bundles", "mode=0700"),
-    ("cgroup2", "/sys/fs/cgroup", "nsdelegate,memory_recursiveprot,favordynmods"),
+const SUID: MsFlags = MsFlags::MS_NOSUID;
+const DEV: MsFlags = MsFlags::MS_NODEV;
+const EXEC: MsFlags = MsFlags::MS_NOEXEC;
+const NONE: MsFlags = MsFlags::empty();
+
+/// Kind, place, flags, options: what vminitd/src/init/boot/ mounts.
+#[rustfmt::skip]
+const MOUNTS: [(&str, &str, MsFlags, &str); 11] = [
+    ("proc", "/proc", SUID.union(DEV).union(EXEC), ""),
+    ("sysfs", "/sys", SUID.union(DEV).union(EXEC), ""),
+    ("devtmpfs", "/dev", SUID.union(EXEC), "mode=0755"),
+    ("devpts", "/dev/pts", SUID.union(EXEC), "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+    ("tmpfs", "/dev/shm", SUID.union(DEV), "mode=1777"),
+    ("mqueue", "/dev/mqueue", SUID.union(DEV).union(EXEC), ""),
+    ("tmpfs", "/tmp", SUID.union(DEV), "mode=1777"),
+    ("tmpfs", "/run", SUID.union(DEV), "mode=0755"),
+    ("tmpfs", "/run/vminitd", SUID.union(DEV).union(EXEC), "mode=0755"),
+    ("tmpfs", "/run/bundles", NONE, "mode=0711"),
+    ("cgroup2", "/sys/fs/cgroup", SUID.union(DEV).union(EXEC), "nsdelegate,memory_recursiveprot,favordynmods"),
 ];
 
 const PORT: u32 = 1024;
@@ -45,13 +52,13 @@ fn main() {
     chdir("/run").expect("enter");
     mount(Some("."), "/", none, MsFlags::MS_MOVE, none).expect("move");
     chroot(".").expect("chroot");
-    for (kind, place, options) in MOUNTS {
+    for (kind, place, flags, options) in MOUNTS {
         let _ = fs::create_dir(place);
         if kind == "cgroup2" {
             // As ours: without it this mount alone waits 27 ms for RCU.
             let _ = fs::write("/sys/kernel/rcu_expedited", "1\n");
         }
-        mount(Some(kind), place, Some(kind), MsFlags::empty(), Some(options)).expect(place);
+        mount(Some(kind), place, Some(kind), flags, Some(options)).expect(place);
     }
     // SAFETY: this process has no other thread, so the child may do what it likes.
     if let ForkResult::Child = unsafe { fork() }.expect("fork") {

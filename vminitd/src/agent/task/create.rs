@@ -57,6 +57,7 @@ pub async fn create(
 ) -> Result<CreateTaskResponse, RpcError> {
     let id = ContainerId::try_from(&*request.id)?;
     let bundle = PathBuf::from(&request.bundle);
+    agent.init.boot_complete().await;
     let reservation = agent.tasks.reserve(&id, &bundle)?;
     let mut attempt = Attempt::new(&agent, &id, &bundle, namespace, &request);
     match attempt.run(&request).await {

@@ -22,7 +22,7 @@ pub enum CgroupError {
     /// A cgroup of ours.
     #[error("make cgroup {0}")]
     Make(&'static str, #[source] io::Error),
-    /// PID 1 could not be moved.
+    /// PID 1 or the agent could not be moved.
     #[error("enter cgroup {0}")]
     Enter(&'static str, #[source] io::Error),
 }
@@ -35,13 +35,17 @@ const OPTIONS: &[&str] = &[
     "nsdelegate",
 ];
 
-/// Mounts the hierarchy and makes both cgroups; PID 1, and so all that it forks, moves into ours.
-pub fn set_up() -> Result<(), CgroupError> {
-    mount_hierarchy()?;
+/// Makes both cgroups; PID 1, and so all that it forks, moves into ours, and the agent too.
+pub fn set_up(agent: Option<i32>) -> Result<(), CgroupError> {
     make(paths::CGROUP_SELF)?;
     make(paths::CGROUP_CONTAINERS)?;
-    std::fs::write(format!("{}/cgroup.procs", paths::CGROUP_SELF), "0")
-        .map_err(|error| CgroupError::Enter(paths::CGROUP_SELF, error))?;
+    for pid in [Some(0), agent].into_iter().flatten() {
+        match std::fs::write(format!("{}/cgroup.procs", paths::CGROUP_SELF), pid.to_string()) {
+            // The agent has just died; the next one is forked there.
+            Err(error) if pid != 0 && error.raw_os_error() == Some(libc::ESRCH) => {}
+            moved => moved.map_err(|error| CgroupError::Enter(paths::CGROUP_SELF, error))?,
+        }
+    }
     enable_controllers(paths::CGROUP_ROOT);
     enable_controllers(paths::CGROUP_CONTAINERS);
 
@@ -59,7 +63,8 @@ pub fn set_up() -> Result<(), CgroupError> {
     Ok(())
 }
 
-fn mount_hierarchy() -> Result<(), CgroupError> {
+/// Mounts the hierarchy.
+pub fn mount_hierarchy() -> Result<(), CgroupError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let mut result = Err(Errno::EINVAL);
     for options in OPTIONS {

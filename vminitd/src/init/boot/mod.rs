@@ -1,4 +1,4 @@
-//! The boot, from the kernel's exec to the moment when the agent can be started.
+//! The boot: first what the agent needs to serve, and when it serves, [`rest`].
 //!
 //! [`root`] makes containers' `pivot_root` possible, [`mounts`] mounts what every Linux system
 //! has, [`cgroup`] draws the line between us and the containers, [`listeners`] opens the doors,
@@ -7,5 +7,6 @@
 pub mod cgroup;
 pub mod listeners;
 pub mod mounts;
+pub mod rest;
 pub mod root;
 pub mod settings;

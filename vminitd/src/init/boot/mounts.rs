@@ -72,9 +72,13 @@ pub fn mount_first() -> Result<(), MountError> {
     mount_table(FIRST)
 }
 
-/// Mounts the others, and makes what has to be in them.
+/// Mounts the others.
 pub fn mount_rest() -> Result<(), MountError> {
-    mount_table(REST)?;
+    mount_table(REST)
+}
+
+/// Makes what has to be in them.
+pub fn furnish() {
     link_standard_descriptors();
     for directory in DIRECTORIES {
         match std::fs::create_dir(directory) {
@@ -83,7 +87,6 @@ pub fn mount_rest() -> Result<(), MountError> {
             Err(error) => warn!("make {directory}: {error}"),
         }
     }
-    Ok(())
 }
 
 fn mount_table(table: &[Mount]) -> Result<(), MountError> {
