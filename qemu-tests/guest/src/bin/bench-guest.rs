@@ -84,7 +84,8 @@ struct Measuring {
 /// | command | answer |
 /// |---|---|
 /// | `crun BUNDLE ID` | microseconds of create, start, delete and of the whole life, then user and system time |
-/// | `crun-exec BUNDLE ID COUNT` | microseconds of each of so many execs in one container |
+/// | `crun-start BUNDLE ID` | starts a container that stays |
+/// | `crun-exec ID` | microseconds of an exec in it |
 /// | `crun-count BUNDLE ID` | system calls of a whole life: how many, then `0/NUMBER/COUNT` for each |
 /// | `count` | counts system calls of init, agent and whatever they fork, from now on |
 /// | `counted` | how many there were since `count`, then `WHO/NUMBER/COUNT`, WHO being 1 (init), 2 (the agent's threads of then), 0 |
@@ -98,9 +99,14 @@ fn obey(words: &[&str], measuring: &mut Measuring) -> io::Result<String> {
     let Measuring { counter, profile } = measuring;
     match words {
         ["crun", bundle, id] => crun_life(bundle, id).map(|times| join(&times)),
-        ["crun-exec", bundle, id, count] => {
-            let count = count.parse().map_err(io::Error::other)?;
-            crun_execs(bundle, id, count).map(|times| join(&times))
+        ["crun-start", bundle, id] => {
+            create(bundle, id)?;
+            crun(&["start", id]).map(|()| "started".to_owned())
+        }
+        ["crun-exec", id] => {
+            let begun = Instant::now();
+            crun(&["exec", id, "/bin/bench-guest", "exit"])?;
+            Ok(micros(begun.elapsed()).to_string())
         }
         ["crun-count", bundle, id] => crun_count(bundle, id),
         ["count"] => {
@@ -178,22 +184,6 @@ fn crun_life(bundle: &str, id: &str) -> io::Result<[u64; 6]> {
         used(after.user_time(), before.user_time()),
         used(after.system_time(), before.system_time()),
     ])
-}
-
-fn crun_execs(bundle: &str, id: &str, count: u32) -> io::Result<Vec<u64>> {
-    let pid = create(bundle, id)?;
-    crun(&["start", id])?;
-    let execs = (0..count)
-        .map(|_| {
-            let begun = Instant::now();
-            crun(&["exec", id, "/bin/bench-guest", "exit"])?;
-            Ok(micros(begun.elapsed()))
-        })
-        .collect();
-    crun(&["kill", id, "KILL"])?;
-    waitpid(pid, None)?;
-    crun(&["delete", id])?;
-    execs
 }
 
 fn crun_count(bundle: &str, id: &str) -> io::Result<String> {
@@ -466,12 +456,15 @@ fn mappings(pid: i32) -> io::Result<String> {
     Ok(all.join(", "))
 }
 
-/// The first CPU's alone, in ticks of 10 ms; the benchmark's VMs have one.
+/// Microseconds since the boot and of these idle, the first CPU's alone, in ticks of 10 ms (the benchmark's VMs have one);
+/// and how often that CPU has changed from one thread to another.
 fn clock() -> io::Result<String> {
     let text = fs::read_to_string("/proc/uptime")?;
     let mut seconds = text.split_ascii_whitespace().filter_map(|word| word.parse::<f64>().ok());
     let mut next = || (seconds.next().unwrap_or_default() * 1e6) as u64;
-    Ok(format!("{} {}", next(), next()))
+    let stat = fs::read_to_string("/proc/stat")?;
+    let switches = stat.lines().find_map(|line| line.strip_prefix("ctxt "));
+    Ok(format!("{} {} {}", next(), next(), switches.unwrap_or("0")))
 }
 
 fn serve_blocks(port: u32, count: usize) -> io::Result<String> {

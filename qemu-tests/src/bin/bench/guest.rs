@@ -95,6 +95,16 @@ impl Bench {
         self.machine.accelerator()
     }
 
+    /// How long the hypervisor has run so far, in milliseconds of the host's CPUs: what nobody else's load changes.
+    pub fn hypervisor_ms(&self) -> Option<f64> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.machine.qemu_pid()?)).ok()?;
+        let spent = tasks.flatten().filter_map(|task| {
+            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<f64>().ok()
+        });
+        Some(spent.sum::<f64>() / 1e6)
+    }
+
     /// Gives the driver a command; its answer.
     pub async fn drive(&self, command: &str) -> Result<String, Failure> {
         self.command(command).await?;

@@ -60,18 +60,28 @@ pub async fn measure(bench: &Bench, lives: usize, crun: bool) -> Result<Value, F
         {
             let plain = crun.life(bench, &crun.plain).await?;
             let filtered = crun.life(bench, &crun.filtered).await?;
+            let exec = bench.numbers(&format!("crun-exec {}", crun.running)).await?;
             if counts {
+                samples.crun_exec.extend(exec);
                 samples.crun.push(plain);
                 samples.crun_seccomp.push(filtered);
             }
         }
     }
-    if let Some(crun) = &crun {
-        let command = format!("crun-exec {} {} {}", crun.sleeper, bench.name(), lives / 2 + 2);
-        samples.crun_exec = bench.numbers(&command).await?.split_off(2);
+    let mut busy = json!({
+        "info": busy(bench, INFOS, async || bench.info().await.map(drop)).await?,
+        "life": busy(bench, BUSY_LIVES, async || bench.life(&ours).await.map(drop)).await?,
+    });
+    if has_exec {
+        busy["exec"] =
+            self::busy(bench, BUSY_LIVES, async || bench.exec(&sleeper).await.map(drop)).await?;
     }
-    let info_busy = busy(bench, INFOS, async || bench.info().await.map(drop)).await?;
-    let life_busy = busy(bench, BUSY_LIVES, async || bench.life(&ours).await.map(drop)).await?;
+    if let Some(crun) = &crun {
+        busy["crun_life"] =
+            self::busy(bench, BUSY_LIVES, async || crun.life(bench, &crun.plain).await.map(drop))
+                .await?;
+        busy["crun_exec"] = self::busy(bench, BUSY_LIVES, async || crun.exec(bench).await).await?;
+    }
     let mut syscalls = json!({ "ours": count(bench, &ours).await? });
     if let Some(crun) = &crun {
         let mut counts = Vec::<Value>::new();
@@ -83,7 +93,7 @@ pub async fn measure(bench: &Bench, lives: usize, crun: bool) -> Result<Value, F
         syscalls["crun"] = json!(counts);
     }
     bench.end_container(&sleeper).await?;
-    Ok(samples.record(info_busy, life_busy, syscalls))
+    Ok(samples.record(busy, syscalls))
 }
 
 /// `AGENT PID:PLACE ...`, a sample of the guest's CPU each, while our lives pass.
@@ -99,19 +109,25 @@ pub async fn profile(bench: &Bench) -> Result<String, Failure> {
     bench.drive("profiled").await
 }
 
-/// Milliseconds that the guest's CPU was not idle, for one of `times` calls in a row.
+/// Milliseconds that the guest's CPU was not idle, and how often it changed threads, for one of `times` calls in a row.
 async fn busy(
     bench: &Bench,
     times: usize,
     call: impl AsyncFn() -> Result<(), Failure>,
-) -> Result<f64, Failure> {
-    let before = bench.numbers("clock").await?;
+) -> Result<Value, Failure> {
+    let (before, host_before) = (bench.numbers("clock").await?, bench.hypervisor_ms());
     for _ in 0..times {
         call().await?;
     }
-    let after = bench.numbers("clock").await?;
+    let (host_after, after) = (bench.hypervisor_ms(), bench.numbers("clock").await?);
+    let host = host_before.zip(host_after).map(|(before, after)| (after - before) / times as f64);
     let (wall, idle) = (after[0] - before[0], after[1] - before[1]);
-    Ok(wall.saturating_sub(idle) as f64 / 1e3 / times as f64)
+    let per_call = |all: u64| all as f64 / times as f64;
+    Ok(json!({
+        "ms": per_call(wall.saturating_sub(idle)) / 1e3,
+        "switches": per_call(after[2] - before[2]),
+        "host_ms": host,
+    }))
 }
 
 async fn count(bench: &Bench, spec: &Value) -> Result<Vec<Value>, Failure> {
@@ -135,6 +151,8 @@ struct Crun {
     plain: String,
     filtered: String,
     sleeper: String,
+    /// A container of the sleeper's that runs.
+    running: String,
 }
 
 impl Crun {
@@ -145,6 +163,7 @@ impl Crun {
             plain: format!("{BUNDLES}/crun-plain"),
             filtered: format!("{BUNDLES}/crun-filtered"),
             sleeper: format!("{BUNDLES}/crun-sleeper"),
+            running: "crun-running".to_owned(),
         };
         for (name, arguments, seccomp) in [
             ("crun-plain", exit, None),
@@ -154,7 +173,12 @@ impl Crun {
             let spec = specs::container(&arguments, &format!("/containers/{name}"), seccomp);
             bench.bundle(name, &spec).await?;
         }
+        bench.drive(&format!("crun-start {} {}", crun.sleeper, crun.running)).await?;
         Ok(crun)
+    }
+
+    async fn exec(&self, bench: &Bench) -> Result<(), Failure> {
+        bench.drive(&format!("crun-exec {}", self.running)).await.map(drop)
     }
 
     async fn life(&self, bench: &Bench, bundle: &str) -> Result<Vec<u64>, Failure> {
@@ -174,7 +198,7 @@ struct Samples {
 }
 
 impl Samples {
-    fn record(&self, info_busy: f64, life_busy: f64, syscalls: Value) -> Value {
+    fn record(&self, busy: Value, syscalls: Value) -> Value {
         let ours = |lives: &[Life]| {
             json!({
                 "create": lives.iter().map(|life| life.create).collect::<Vec<_>>(),
@@ -196,7 +220,7 @@ impl Samples {
         let mut record = json!({
             "host_ms": ours(&self.ours),
             "host_seccomp_ms": ours(&self.ours_seccomp),
-            "guest_busy_ms": { "info": info_busy, "life": life_busy },
+            "guest_busy": busy,
             "crun_ms": crun(&self.crun),
             "crun_seccomp_ms": crun(&self.crun_seccomp),
             "syscalls": syscalls,

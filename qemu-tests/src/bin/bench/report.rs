@@ -59,7 +59,7 @@ fn boot(record: &Value) -> Value {
 /// The host's share of a round trip.
 fn share(medium: &Value) -> f64 {
     let info = median(&samples(&medium["host_ms"]["info"]));
-    (info - number(&medium["guest_busy_ms"]["info"])).max(0.0)
+    (info - number(&medium["guest_busy"]["info"]["ms"])).max(0.0)
 }
 
 fn less(samples: &[f64], trips: f64, share: f64) -> Vec<f64> {
@@ -179,13 +179,34 @@ pub fn table(figures: &Value, record: &Value) -> String {
                 show(&medium["crun_latency_ms"][part]),
             ));
         }
-        let busy = &samples["guest_busy_ms"];
+        let busy = &samples["guest_busy"];
         line(format_args!(
-            "  guest's CPU: {} ms a life of ours, {} an Info; crun {} user, {} system",
-            show(&busy["life"]),
-            show(&busy["info"]),
+            "  guest's CPU, ms: {} a life of ours, {} an exec, {} an Info; crun's life {} ({} user, {} system)",
+            show(&busy["life"]["ms"]),
+            show(&busy["exec"]["ms"]),
+            show(&busy["info"]["ms"]),
+            show(&busy["crun_life"]["ms"]),
             show(&middle(&samples["crun_ms"]["user"])),
             show(&middle(&samples["crun_ms"]["system"])),
+        ));
+        let ratio = |ours: &str, theirs: &str| {
+            let ours = &busy[ours]["host_ms"];
+            json!(number(ours) / number(&busy[theirs]["host_ms"]))
+        };
+        line(format_args!(
+            "  the host's CPU: life {} ms, {} of crun's; exec {} ms, {} of crun's; Info {} ms",
+            show(&busy["life"]["host_ms"]),
+            show(&ratio("life", "crun_life")),
+            show(&busy["exec"]["host_ms"]),
+            show(&ratio("exec", "crun_exec")),
+            show(&busy["info"]["host_ms"]),
+        ));
+        line(format_args!(
+            "  changes of threads: {} a life of ours, {} an exec, {} an Info; crun's life {}",
+            show(&busy["life"]["switches"]),
+            show(&busy["exec"]["switches"]),
+            show(&busy["info"]["switches"]),
+            show(&busy["crun_life"]["switches"]),
         ));
         line(format_args!(
             "  with a seccomp profile: {:+.2} ms a life of ours; crun's life {}",
