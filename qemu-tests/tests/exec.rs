@@ -123,6 +123,27 @@ fn exec_is_what_its_process_says_and_else_what_its_container_is() {
 }
 
 #[test]
+fn exec_takes_priorities_cpus_and_home_from_its_process() {
+    vm_test(async |vm| {
+        let running = idle(vm, "c", waits()).await;
+        let look = "cat /proc/self/oom_score_adj; cut -d' ' -f19,41 /proc/self/stat; \
+                    sed -n 's/^Cpus_allowed_list:\t//p' /proc/self/status; echo $HOME $TWICE; \
+                    ls /proc/self/fd | wc -l; umask";
+        let mut wish = ExecWish::sh(look);
+        wish.process["oomScoreAdj"] = json!(321);
+        wish.process["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 7 });
+        wish.process["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 });
+        wish.process["execCPUAffinity"] = json!({ "final": "0" });
+        wish.process["env"] = json!(["PATH=/bin", "TWICE=a", "TWICE=b"]);
+        let text = running.task.run_exec("said", wish).await.text();
+        // ls has its directory open besides the three.
+        let expected = ["321", "7 3", "0", "/root b", "4", "0022"];
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+        end(running).await;
+    });
+}
+
+#[test]
 fn exec_refusals_have_the_texts_that_hosts_match_on_and_leave_nothing() {
     vm_test(async |vm| {
         let running = idle(vm, "c", waits()).await;

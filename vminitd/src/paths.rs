@@ -61,6 +61,10 @@ pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub const NOTIFY_SOCKET: &str = "notify.sock";
 /// Where output goes that nobody takes any more.
 pub const NULL: &str = "/dev/null";
+/// Where a container's terminals come from.
+pub const PTMX: &str = "/dev/ptmx";
+/// Who the users of a container are.
+pub const PASSWD: &str = "/etc/passwd";
 /// This process's descriptors, by number.
 pub const OWN_FDS: &str = "/proc/self/fd";
 /// The kernel's processes, by pid.

@@ -6,7 +6,7 @@
 //! exit is recorded only when it and all before it are.
 //! Never: knows what a container is.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 use super::lock;
+use crate::limits::KEPT_PER_MESSAGE;
 use crate::link::agent::{Link, LinkError};
 use crate::link::message::{
     Exit, Failure, Launch, ProcessHandle, RequestId, SupervisorOrder, SupervisorStatus, Target,
@@ -28,6 +29,8 @@ pub struct InitClient {
     waiting: Mutex<HashMap<RequestId, oneshot::Sender<Answer>>>,
     exits: Mutex<Exits>,
     boot_complete: watch::Sender<bool>,
+    /// The keys under which something is kept, so that nobody asks about any other.
+    kept: Mutex<HashSet<String>>,
 }
 
 /// A process that a launcher made.
@@ -100,14 +103,21 @@ enum Answer {
 }
 
 impl InitClient {
-    /// Takes over a link on which Welcome was received.
-    pub fn new(link: Link, first_request: RequestId, boot_complete: bool) -> Self {
+    /// Takes over a link on which Welcome was received. `kept` are the keys that agents before have
+    /// left.
+    pub fn new(
+        link: Link,
+        first_request: RequestId,
+        boot_complete: bool,
+        kept: impl IntoIterator<Item = String>,
+    ) -> Self {
         Self {
             link,
             next_request: AtomicU64::new(first_request),
             waiting: Mutex::default(),
             exits: Mutex::default(),
             boot_complete: watch::Sender::new(boot_complete),
+            kept: Mutex::new(kept.into_iter().collect()),
         }
     }
 
@@ -156,6 +166,7 @@ impl InitClient {
         names: Vec<String>,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), LinkError> {
+        lock(&self.kept).insert(key.clone());
         self.link.send(&ToInit::Keep { key, names }, fds).await
     }
 
@@ -164,16 +175,20 @@ impl InitClient {
         self.release_all([key]).await
     }
 
-    /// The same for several keys, for the price of one wait.
+    /// The same for several keys, for the price of one wait; of none, if nothing is kept under any.
     pub async fn release_all(
         &self,
         keys: impl IntoIterator<Item = String>,
     ) -> Result<(), LinkError> {
+        let keys: Vec<String> = {
+            let mut kept = lock(&self.kept);
+            keys.into_iter().filter(|key| kept.remove(key)).collect()
+        };
         let mut answers = vec![];
-        for key in keys {
-            let request = self.next_request();
+        for keys in keys.chunks(KEPT_PER_MESSAGE) {
+            let (request, keys) = (self.next_request(), keys.to_vec());
             answers.push(self.ask(request));
-            self.link.send(&ToInit::Release { request, key }, &[]).await?;
+            self.link.send(&ToInit::Release { request, keys }, &[]).await?;
         }
         for answer in answers {
             answer.await.map_err(|_| LinkError::Closed)?;

@@ -21,6 +21,7 @@ pub mod confine;
 pub mod dirs;
 pub mod errors;
 pub mod events;
+pub mod exec_spec;
 pub mod extras;
 pub mod handover;
 pub mod id;
@@ -206,7 +207,9 @@ impl Agent {
     ) -> Result<Arc<Self>, AgentError> {
         let boot_id = std::fs::read_to_string(paths::BOOT_ID)
             .map_err(|source| AgentError::Io { what: "read the boot id", source })?;
-        let init = Arc::new(InitClient::new(link, handover.first_request, handover.boot_complete));
+        let kept = handover.kept.keys().cloned();
+        let (first, complete) = (handover.first_request, handover.boot_complete);
+        let init = Arc::new(InitClient::new(link, first, complete, kept));
         let events = Hub::take_over(&init, &mut handover.kept, &boot_id).await?;
         Ok(Arc::new(Self {
             profile: config.profile.into(),

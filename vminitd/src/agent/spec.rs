@@ -23,7 +23,8 @@ use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{
-    Hook, Linux, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Process, Spec,
+    Hook, Linux, LinuxNamespaceType, LinuxPersonalityDomain, LinuxResources, LinuxSeccomp, Mount,
+    Process, Spec,
 };
 
 use super::bundle::ORIGINAL_CONFIG;
@@ -55,13 +56,6 @@ pub enum SpecError {
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where, and what was expected.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// It is not the JSON of an OCI process.
-    #[error("parse the process")]
-    Process {
         /// Where, and what was expected.
         #[source]
         source: serde_json::Error,
@@ -230,6 +224,21 @@ impl Prepared {
         self.makes(LinuxNamespaceType::Pid)
     }
 
+    /// CLONE_NEW*: the namespaces that it names, made or joined.
+    pub fn namespaces(&self) -> i32 {
+        let named = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        named.into_iter().flatten().fold(0, |all, namespace| all | namespace.typ() as i32)
+    }
+
+    /// The execution domain that it names, see personality(2).
+    pub fn personality(&self) -> Option<u32> {
+        let personality = self.spec.linux().as_ref()?.personality().as_ref()?;
+        Some(match personality.domain() {
+            LinuxPersonalityDomain::PerLinux => 0,
+            LinuxPersonalityDomain::PerLinux32 => 8,
+        })
+    }
+
     fn makes(&self, kind: LinuxNamespaceType) -> bool {
         let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
         namespaces
@@ -259,37 +268,10 @@ impl Prepared {
 }
 
 /// The size that a process wants its terminal to have.
-fn console_size(process: &Process) -> Option<Size> {
+pub fn console_size(process: &Process) -> Option<Size> {
     let size = process.console_size()?;
     let (width, height) = (u16::try_from(size.width()).ok()?, u16::try_from(size.height()).ok()?);
     (width > 0 && height > 0).then_some(Size { width, height })
-}
-
-/// An exec's process, as libcontainer is to see it, and what else is done about it.
-#[derive(Debug)]
-pub struct ExecProcess {
-    /// As requested, changed as an init's is.
-    pub json: Vec<u8>,
-    /// The size that it wants its terminal to have.
-    pub size: Option<Size>,
-    /// What it may do; None: what the container's init may.
-    pub capabilities: Option<Capabilities>,
-}
-
-/// Reads an exec's process.
-pub fn exec_process(json: &[u8], terminal: bool) -> Result<ExecProcess, SpecError> {
-    let bad = |source| SpecError::Process { source };
-    let mut process: Process = serde_json::from_slice(json).map_err(bad)?;
-    if process.args().as_deref().unwrap_or_default().is_empty() {
-        return Err(SpecError::Missing("process.args"));
-    }
-    process.set_terminal(Some(terminal));
-    process.set_apparmor_profile(None);
-    let section = process.capabilities().as_ref();
-    let capabilities = section.map(|section| capabilities::of(Some(section))).transpose()?;
-    confine(&mut process);
-    let size = console_size(&process);
-    Ok(ExecProcess { json: serde_json::to_vec(&process).map_err(bad)?, size, capabilities })
 }
 
 /// Takes out what the launcher sees to.

@@ -92,6 +92,13 @@ struct Shutdown {
     deadline: Duration,
 }
 
+/// What has something to say.
+struct Ready {
+    signals: bool,
+    agent: bool,
+    results: bool,
+}
+
 /// The children that are neither launchers nor strangers.
 struct Others<'a> {
     agent: &'a Agent,
@@ -132,18 +139,27 @@ impl EventLoop {
         let orders = self.agent.start(self.clock.now());
         self.follow(orders);
         loop {
-            self.wait();
+            let ready = self.wait();
             self.clock.advance(clocks::monotonic());
-            self.take_signals();
-            self.hear_agent();
-            self.read_results();
-            self.reap();
+            // Before the children are looked for, so that one that dies meanwhile wakes us again.
+            if ready.signals {
+                self.take_signals();
+            }
+            if ready.agent {
+                self.hear_agent();
+            }
+            if ready.results {
+                self.read_results();
+            }
+            if ready.signals || self.more_children {
+                self.reap();
+            }
             self.tick();
             self.agent.flush();
         }
     }
 
-    fn wait(&self) {
+    fn wait(&self) -> Ready {
         let now = self.clock.now();
         let deadlines = [
             self.agent.next_tick(now),
@@ -160,7 +176,9 @@ impl EventLoop {
         let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
 
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        if let Some((link, waits_for_room)) = self.agent.link() {
+        let link = self.agent.link();
+        let behind_link = if link.is_some() { 2 } else { 1 };
+        if let Some((link, waits_for_room)) = link {
             let room = if waits_for_room { PollFlags::POLLOUT } else { PollFlags::empty() };
             fds.push(PollFd::new(link, PollFlags::POLLIN | room));
         }
@@ -171,6 +189,15 @@ impl EventLoop {
             // EINTR cannot be, all signals are blocked; ENOMEM passes.
             warn!("poll: {errno}");
             std::thread::sleep(Duration::from_millis(10));
+            return Ready { signals: true, agent: true, results: true };
+        }
+        let any = |fds: &[PollFd<'_>]| {
+            fds.iter().any(|fd| fd.revents().is_none_or(|events| !events.is_empty()))
+        };
+        Ready {
+            signals: any(&fds[..1]),
+            agent: any(&fds[1..behind_link]),
+            results: any(&fds[behind_link..]),
         }
     }
 
@@ -238,8 +265,10 @@ impl EventLoop {
                     error!("descriptors are not kept: {refusal}");
                 }
             }
-            ToInit::Release { request, key } => {
-                drop(self.keep.release(&key));
+            ToInit::Release { request, keys } => {
+                for key in keys {
+                    drop(self.keep.release(&key));
+                }
                 self.agent.send(&ToAgent::Released { request }, Vec::new());
             }
             ToInit::AckExits { number } => self.processes.acknowledge(number),

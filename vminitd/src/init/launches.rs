@@ -26,10 +26,19 @@ use crate::sys::wait::End;
 use crate::sys::{pidfd, seqpacket};
 
 /// All launches that are not over.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Launches {
     under_way: Vec<UnderWay>,
     cgroups: Pool,
+    /// For results. Here, since clearing it anew would cost more than the call that fills it.
+    buffer: Box<[u8]>,
+}
+
+impl Default for Launches {
+    fn default() -> Self {
+        let buffer = vec![0; RESULT_BYTES].into_boxed_slice();
+        Launches { under_way: Vec::new(), cgroups: Pool::default(), buffer }
+    }
 }
 
 /// The end of a launch.
@@ -157,7 +166,7 @@ impl Launches {
     pub fn read_results(&mut self, now: Duration, host: &impl Known) -> Vec<Report> {
         let mut reports = Vec::new();
         for index in 0..self.under_way.len() {
-            if let Some(event) = self.under_way[index].read_result() {
+            if let Some(event) = self.under_way[index].read_result(&mut self.buffer) {
                 reports.extend(self.handle(index, event, now, host));
             }
         }
@@ -318,11 +327,14 @@ pub trait Known {
 }
 
 impl UnderWay {
-    fn read_result(&mut self) -> Option<Event> {
-        let mut buffer = [0; RESULT_BYTES];
+    fn read_result(&mut self, buffer: &mut [u8]) -> Option<Event> {
+        // It says no more than one thing.
+        if matches!(self.state, State::Reported) {
+            return None;
+        }
         // WouldBlock: nothing yet. Anything else, and the end of the file: the launcher's exit
         // will tell.
-        let datagram = seqpacket::receive(self.result.as_fd(), &mut buffer).ok()?;
+        let datagram = seqpacket::receive(self.result.as_fd(), buffer).ok()?;
         if datagram.bytes == 0 {
             return None;
         }

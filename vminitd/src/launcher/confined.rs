@@ -38,37 +38,31 @@ pub enum ConfinedError {
     Filter(#[source] io::Error),
 }
 
-/// What the agent has left for a process: the container's, but an exec has capabilities of its own,
-/// in a file beside its process.
+/// What the agent has left for a container's processes. An exec's capabilities are its program's.
 pub fn of(container: &str, job: &Job) -> Result<Confinement, ConfinementError> {
     let container = Path::new(paths::CONTAINERS_DIR).join(container);
     match job {
-        Job::Create { .. } => Confinement::read(&container),
-        Job::Exec { process, .. } => {
-            let directory = Path::new(process).parent().unwrap_or(Path::new("/"));
-            let own = Confinement::read(directory)?;
-            Ok(Confinement { capabilities: own.capabilities, ..Confinement::read(&container)? })
-        }
+        Job::Create { .. } | Job::Exec { .. } => Confinement::read(&container),
         // They start no program of the container's.
         Job::Log { .. } | Job::StartWithHooks | Job::DeleteWithHooks => Ok(Confinement::default()),
     }
 }
 
 /// To be done before the process waits for its start.
-pub fn before_start(confinement: &Confinement, spec: &Spec) -> Result<(), ConfinedError> {
-    if !has_no_new_privileges(spec) {
+pub fn before_start(confinement: &Confinement, how: Confined) -> Result<(), ConfinedError> {
+    if !how.no_new_privileges {
         load(confinement)?;
     }
     drop_capabilities(confinement.capabilities)?;
-    if has_no_new_privileges(spec) && has_start_hooks(spec) {
+    if how.no_new_privileges && how.has_start_hooks {
         load(confinement)?;
     }
     Ok(())
 }
 
 /// To be done right before the program.
-pub fn before_program(confinement: &Confinement, spec: &Spec) -> Result<(), ConfinedError> {
-    match has_no_new_privileges(spec) && !has_start_hooks(spec) {
+pub fn before_program(confinement: &Confinement, how: Confined) -> Result<(), ConfinedError> {
+    match how.no_new_privileges && !how.has_start_hooks {
         true => load(confinement),
         false => Ok(()),
     }
@@ -89,11 +83,23 @@ fn drop_capabilities(sets: Capabilities) -> Result<(), ConfinedError> {
     capabilities::set_ambient(sets.ambient).map_err(failed("set ambient capabilities"))
 }
 
-fn has_no_new_privileges(spec: &Spec) -> bool {
-    spec.process().as_ref().and_then(|process| process.no_new_privileges()).unwrap_or(false)
+/// When it has to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Confined {
+    /// The process asks for no_new_privs.
+    pub no_new_privileges: bool,
+    /// Something of the host's runs in it between its start and its program.
+    pub has_start_hooks: bool,
 }
 
-fn has_start_hooks(spec: &Spec) -> bool {
-    let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
-    hooks.is_some_and(|hooks| !hooks.is_empty())
+impl From<&Spec> for Confined {
+    fn from(spec: &Spec) -> Self {
+        let process = spec.process().as_ref();
+        let no_new_privileges = process.and_then(|process| process.no_new_privileges());
+        let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
+        Confined {
+            no_new_privileges: no_new_privileges.unwrap_or(false),
+            has_start_hooks: hooks.is_some_and(|hooks| !hooks.is_empty()),
+        }
+    }
 }

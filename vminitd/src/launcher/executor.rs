@@ -25,7 +25,7 @@ use nix::unistd::{AccessFlags, access};
 use super::confined;
 use crate::link::confinement::Confinement;
 use crate::paths;
-use crate::sys::descriptors;
+use crate::sys::{descriptors, loopback};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -34,15 +34,23 @@ pub struct Program {
     pub descriptors_to_close: Vec<RawFd>,
     /// What the process may do.
     pub confinement: Confinement,
+    /// The process is the first in a network namespace. That is born with its loopback interface
+    /// down; programs expect it up, and other runtimes see to it.
+    pub new_network: bool,
 }
 
 impl Executor for Program {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let confined = confined::before_start(&self.confinement, spec);
+        if self.new_network
+            && let Err(error) = loopback::up()
+        {
+            tracing::warn!(%error, "the loopback interface stays down");
+        }
+        let confined = confined::before_start(&self.confinement, spec.into());
         // As the process itself would find it, so after it has lost its capabilities.
         confined
             .map_err(|error| error.to_string())
-            .and_then(|()| find(spec))
+            .and_then(|()| find(arguments(spec), environment(spec)))
             .map_err(ExecutorValidationError::ArgValidationError)?;
         descriptors::close_numbers(&self.descriptors_to_close);
         Ok(())
@@ -50,13 +58,13 @@ impl Executor for Program {
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         open_null_for_writing();
-        let path = find(spec).map_err(ExecutorError::Other)?;
+        let path = find(arguments(spec), environment(spec)).map_err(ExecutorError::Other)?;
         let text = |text: &str| CString::new(text).map_err(|_| ExecutorError::InvalidArg);
         let arguments =
             arguments(spec).iter().map(|word| text(word)).collect::<Result<Vec<_>, _>>()?;
         let program = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| ExecutorError::InvalidArg)?;
-        confined::before_program(&self.confinement, spec)
+        confined::before_program(&self.confinement, spec.into())
             .map_err(|error| ExecutorError::Other(error.to_string()))?;
         let Err(errno) = nix::unistd::execv(&program, &arguments);
         Err(ExecutorError::Other(format!("exec {path:?}: {}", errno.desc())))
@@ -88,10 +96,15 @@ fn arguments(spec: &Spec) -> &[String] {
     process.and_then(|process| process.args().as_deref()).unwrap_or_default()
 }
 
+fn environment(spec: &Spec) -> &[String] {
+    let process = spec.process().as_ref();
+    process.and_then(|process| process.env().as_deref()).unwrap_or_default()
+}
+
 /// The program's path, by the rules of exec in a shell: a name with a slash is a path, another is
-/// looked for in the spec's `PATH`.
-fn find(spec: &Spec) -> Result<PathBuf, String> {
-    let Some(name) = arguments(spec).first() else {
+/// looked for in the process's own `PATH`.
+pub fn find(arguments: &[String], environment: &[String]) -> Result<PathBuf, String> {
+    let Some(name) = arguments.first() else {
         return Err("process.args is empty".into());
     };
     if name.contains('/') {
@@ -100,12 +113,8 @@ fn find(spec: &Spec) -> Result<PathBuf, String> {
             Some(problem) => Err(format!("exec: {name:?}: {problem}")),
         };
     }
-    let environment = spec.process().as_ref().and_then(|process| process.env().as_deref());
-    let search = environment
-        .unwrap_or_default()
-        .iter()
-        .find_map(|variable| variable.strip_prefix("PATH="))
-        .unwrap_or_default();
+    let search =
+        environment.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or_default();
     let mut denied = false;
     for directory in search.split(':') {
         // An empty entry means the working directory; a program there must be named by a path.
@@ -144,16 +153,13 @@ fn problem(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use libcontainer::oci_spec::runtime::{ProcessBuilder, SpecBuilder};
-
     use super::*;
 
     fn found(arguments: &[&str], path: Option<&str>) -> Result<PathBuf, String> {
         let environment: Vec<String> =
             path.map(|path| format!("PATH={path}")).into_iter().collect();
         let arguments: Vec<String> = arguments.iter().map(|word| word.to_string()).collect();
-        let process = ProcessBuilder::default().args(arguments).env(environment).build().unwrap();
-        find(&SpecBuilder::default().process(process).build().unwrap())
+        find(&arguments, &environment)
     }
 
     fn file(directory: &tempfile::TempDir, name: &str, mode: u32) -> String {

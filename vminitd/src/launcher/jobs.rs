@@ -11,9 +11,11 @@ use libcontainer::syscall::syscall::SyscallType;
 
 use super::console::{Console, ConsoleError};
 use super::executor::Program;
+use super::join::{Join, JoinError};
 use super::outcome::Outcome;
 use super::scratch::{Scratch, ScratchError};
-use super::{Stdio, confined, reason, user_namespace};
+use super::{Stdio, confined, reason};
+use crate::link::exec_program::ExecProgram;
 use crate::link::message::{Job, Launch};
 use crate::log;
 use crate::paths;
@@ -32,8 +34,8 @@ enum JobError {
     Program(#[source] std::io::Error),
     #[error("open /dev/null")]
     Null(#[source] std::io::Error),
-    #[error("join the container's user namespace")]
-    UserNamespace(#[source] std::io::Error),
+    #[error(transparent)]
+    Join(#[from] JoinError),
     #[error("libcontainer made a container without a process")]
     NoProcess,
 }
@@ -48,7 +50,8 @@ pub fn perform(
     descriptors_to_close.push(result);
     let confinement = confined::of(&launch.target.container, &launch.job);
     let confinement = confinement.map_err(|error| reason::of(&error))?;
-    let program = Program { descriptors_to_close, confinement };
+    let new_network = matches!(launch.job, Job::Create { new_network: true, .. });
+    let program = Program { descriptors_to_close, confinement, new_network };
     job(launch, stdio, program).map_err(|error| reason::of(&error))
 }
 
@@ -71,18 +74,22 @@ fn job(
                 .build()?;
             (made.pid().ok_or(JobError::NoProcess)?, console)
         }
-        Job::Exec { process, .. } => {
-            let scratch = Scratch::make()?;
-            let init = scratch.copy_state(container)?;
-            user_namespace::join(init).map_err(JobError::UserNamespace)?;
-            let console = if terminal { Some(Console::listen(&scratch)?) } else { None };
-            let pid = builder(container, stdio, program, console.as_ref())?
-                .with_root_path(scratch.path())?
-                .as_tenant()
-                .with_detach(true)
-                .with_process(Some(process))
-                .build()?;
-            (pid, console)
+        Job::Exec { program: path, namespaces, personality, .. } => {
+            let wanted = ExecProgram::read(Path::new(path)).map_err(JoinError::from)?;
+            let mut confinement = program.confinement;
+            confinement.capabilities = wanted.capabilities;
+            let join = Join {
+                container,
+                init: stdio.init.ok_or(JoinError::NoInit)?,
+                namespaces: *namespaces,
+                personality: *personality,
+                program: wanted,
+                confinement,
+                stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
+                terminal,
+            };
+            let (pid, master) = join.launch()?;
+            return Ok((Outcome::Launched { pid }, master));
         }
         Job::Log { program, args, namespace } => {
             let pid = log_with(container, namespace, program, args, stdio)?;

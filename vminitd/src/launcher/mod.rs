@@ -15,11 +15,11 @@ mod console;
 mod executor;
 mod first_acts;
 mod jobs;
+mod join;
 pub mod outcome;
 mod reach_filter;
 mod reason;
 pub mod scratch;
-mod user_namespace;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,6 +85,7 @@ struct Stdio {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     ready: Option<OwnedFd>,
+    init: Option<OwnedFd>,
 }
 
 impl Stdio {
@@ -96,6 +97,7 @@ impl Stdio {
                 FdRole::Stdout => stdio.stdout = Some(fd),
                 FdRole::Stderr => stdio.stderr = Some(fd),
                 FdRole::Ready => stdio.ready = Some(fd),
+                FdRole::Init => stdio.init = Some(fd),
             }
         }
         stdio

@@ -1,17 +1,10 @@
-//! A launcher's own directory, for what libcontainer would leave behind elsewhere.
-//!
-//! An exec makes a socket in the container's state directory and never removes it, and insists on
-//! a state file that says `running`, which only libcontainer's own start writes. So an exec gets a
-//! copy of that directory. The socket on which a pty's master arrives lies here too.
+//! A launcher's own directory, for the socket on which the master of a container's pty arrives.
 //!
 //! Owns: nothing for long: the launcher's last act removes it, or init does ([`remove`]) where the
 //! launcher could not.
 
 use std::io;
 use std::path::{Path, PathBuf};
-
-use libcontainer::container::{Container, ContainerStatus};
-use libcontainer::error::LibcontainerError;
 
 use crate::link::message::Job;
 use crate::paths;
@@ -22,15 +15,6 @@ pub enum ScratchError {
     /// No room, most likely.
     #[error("make directory {0}")]
     Make(PathBuf, #[source] io::Error),
-    /// The container has no state.
-    #[error(transparent)]
-    State(#[from] LibcontainerError),
-    /// It was never created, or its state is of no use.
-    #[error("the container's state names no process")]
-    NoProcess,
-    /// The copy.
-    #[error("copy the container's state")]
-    Copy(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The directory of this launcher.
@@ -40,7 +24,7 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// Whether a job needs one.
     pub fn is_needed(job: &Job) -> bool {
-        job.terminal() || matches!(job, Job::Exec { .. })
+        matches!(job, Job::Create { terminal: true, .. })
     }
 
     /// Makes it.
@@ -55,21 +39,6 @@ impl Scratch {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.0
-    }
-
-    /// Copies a running container's state, so that this is a root directory for libcontainer that
-    /// holds this one container. Returns the pid of its init.
-    pub fn copy_state(&self, container: &str) -> Result<i32, ScratchError> {
-        let original = Path::new(paths::LIBCONTAINER_DIR).join(container);
-        let mut state = Container::load(original)?;
-        if state.status() == ContainerStatus::Created {
-            // The agent starts containers itself, and knows best.
-            state.set_status(ContainerStatus::Running);
-        }
-        let copy = self.0.join(container);
-        std::fs::create_dir(&copy).map_err(|error| ScratchError::Make(copy.clone(), error))?;
-        state.state.save(&copy).map_err(|error| ScratchError::Copy(error.into()))?;
-        state.pid().map(|pid| pid.as_raw()).ok_or(ScratchError::NoProcess)
     }
 }
 

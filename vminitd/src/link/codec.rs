@@ -32,7 +32,12 @@ pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
-/// The message in a datagram.
+/// The bytes of what goes into a file, which may be as long as it likes.
+pub fn encode_file<M: Serialize>(content: &M) -> Result<Vec<u8>, CodecError> {
+    postcard::to_stdvec(content).map_err(CodecError::Encode)
+}
+
+/// The message in a datagram, or what is in a file.
 pub fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, CodecError> {
     postcard::from_bytes(bytes).map_err(CodecError::Decode)
 }

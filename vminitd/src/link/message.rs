@@ -52,12 +52,12 @@ pub enum ToInit {
         /// What each fd is, in order, for the next agent.
         names: Vec<String>,
     },
-    /// Close what is kept under `key`; answered by [`ToAgent::Released`] after the close.
+    /// Close what is kept under these keys; answered by [`ToAgent::Released`] after the close.
     Release {
         /// Names the answer.
         request: RequestId,
-        /// The key; an unknown one is answered like a known one.
-        key: String,
+        /// At most [`KEPT_PER_MESSAGE`](crate::limits::KEPT_PER_MESSAGE); an unknown one is passed over.
+        keys: Vec<String>,
     },
     /// The exits up to and including this number are recorded; init may forget them.
     AckExits {
@@ -262,16 +262,21 @@ pub enum Job {
         no_new_keyring: bool,
         /// Let the container make AF_VSOCK sockets.
         allow_vsock: bool,
+        /// It gets a network namespace that did not exist before.
+        new_network: bool,
         /// A pty is wanted (the spec's `process.terminal` says the same): its master comes with
         /// [`ToAgent::Launched`], and init keeps it too.
         terminal: bool,
     },
     /// A further process in a running container.
     Exec {
-        /// Path of a file with the OCI process as JSON.
-        process: String,
-        /// A pty is wanted (the spec's `process.terminal` says the same): its master comes with
-        /// [`ToAgent::Launched`], and init keeps it too.
+        /// Path of a file with an [`ExecProgram`](super::exec_program::ExecProgram).
+        program: String,
+        /// CLONE_NEW*: the namespaces that the container's config names.
+        namespaces: i32,
+        /// The execution domain of the container, if its config names one.
+        personality: Option<u32>,
+        /// A pty is wanted: its master comes with [`ToAgent::Launched`], and init keeps it too.
         terminal: bool,
         /// Keep the session keyring of init.
         no_new_keyring: bool,
@@ -305,6 +310,8 @@ pub enum FdRole {
     /// Write end for a logger's fd 5, by which it says that it is ready; its fds 3 and 4 are read
     /// ends in place of [`FdRole::Stdout`] and [`FdRole::Stderr`].
     Ready,
+    /// A pidfd of the init of the container that an exec joins.
+    Init,
 }
 
 /// Why a launch failed.

@@ -6,5 +6,6 @@
 pub mod agent;
 pub mod codec;
 pub mod confinement;
+pub mod exec_program;
 pub mod message;
 pub mod sync;

@@ -14,6 +14,22 @@ pub fn keep_in_bounding_set(kept: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes every capability that this thread may have count: a change of the user ids has made them
+/// not count. capget(2), capset(2).
+pub fn raise() -> io::Result<()> {
+    let header = Header { version: VERSION_3, pid: 0 };
+    let mut halves = [Half::default(), Half::default()];
+    // SAFETY: fills in data of the layout that version 3 of the call has.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw const header, halves.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for half in &mut halves {
+        half.effective = half.permitted;
+    }
+    write(&header, &halves)
+}
+
 /// Sets the three sets of this thread. capset(2).
 pub fn set(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
     let header = Header { version: VERSION_3, pid: 0 };
@@ -25,9 +41,13 @@ pub fn set(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
             inheritable: part(inheritable),
         }
     };
-    let halves = [half(0), half(32)];
+    write(&header, &[half(0), half(32)])
+}
+
+fn write(header: &Header, halves: &[Half; 2]) -> io::Result<()> {
+    let header: *const Header = header;
     // SAFETY: both point to data of the layout that version 3 of the call has, which it only reads.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) };
+    let result = unsafe { libc::syscall(libc::SYS_capset, header, halves.as_ptr()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -52,6 +72,7 @@ struct Header {
 
 /// struct __user_cap_data_struct.
 #[repr(C)]
+#[derive(Default)]
 struct Half {
     effective: u32,
     permitted: u32,

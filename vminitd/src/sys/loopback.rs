@@ -1,10 +1,8 @@
 //! The loopback interface of this network namespace, see netdevice(7).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::thread;
+use std::os::fd::AsRawFd;
 
-use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// Brings `lo` up; its addresses come with it. SIOCGIFFLAGS, SIOCSIFFLAGS.
@@ -21,17 +19,6 @@ pub fn up() -> io::Result<()> {
         request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
         check(libc::ioctl(control.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request))
     }
-}
-
-/// The same in the network namespace behind `namespace`, see setns(2). Blocks for a moment: a
-/// thread of its own enters the namespace and ends there, since no other may be left in it.
-pub fn up_in(namespace: impl AsFd + Send + 'static) -> io::Result<()> {
-    let enter = move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        up()
-    };
-    let entered = thread::Builder::new().name("netns".to_owned()).spawn(enter)?;
-    entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

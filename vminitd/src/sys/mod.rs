@@ -21,6 +21,7 @@ pub mod memory;
 pub mod mount_root;
 pub mod numbers;
 pub mod pidfd;
+pub mod process;
 pub mod program;
 pub mod seccomp;
 pub mod seqpacket;

@@ -1,6 +1,7 @@
 //! AF_UNIX seqpacket sockets that carry datagrams with file descriptors, see unix(7), cmsg(3).
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
@@ -52,13 +53,14 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
 /// By hand, because nix refuses to show the control messages of a datagram that lost descriptors,
 /// and so leaks those that did arrive.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Datagram> {
-    let mut control = Control { bytes: [0; CONTROL_BYTES] };
+    // Not cleared: that would cost more than the call.
+    let mut control = MaybeUninit::<Control>::uninit();
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is plain data; all zero is a header that points nowhere.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control).cast();
+    header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = CONTROL_BYTES as _;
     // SAFETY: the header points to `slice`, which points to the caller's buffer, and to `control`;
     // all three outlive the call and their lengths are their own.
@@ -67,7 +69,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Datagram
     let bytes = nix::errno::Errno::result(received)? as usize;
 
     let mut fds = Vec::new();
-    // SAFETY: the kernel has filled in the header's control part; CMSG_FIRSTHDR and CMSG_NXTHDR
+    // SAFETY: the kernel has filled in the header's control part, as far as `msg_controllen` says now; CMSG_FIRSTHDR and CMSG_NXTHDR
     // stay inside `msg_controllen` and yield null at its end.
     unsafe {
         let mut part = libc::CMSG_FIRSTHDR(&raw const header);

@@ -68,7 +68,7 @@ fn setup() -> Setup {
         profile: config.profile.into(),
         config,
         dirs,
-        init: Arc::new(InitClient::new(Link::new(ours).unwrap(), 1, true)),
+        init: Arc::new(InitClient::new(Link::new(ours).unwrap(), 1, true, [])),
         tasks: Arc::default(),
         pending: Default::default(),
         loggers: Default::default(),

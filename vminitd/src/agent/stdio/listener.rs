@@ -187,7 +187,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let listener = HostListener::new(listener.into(), "streams").unwrap();
         let (ours, init) = seqpacket::pair(false).unwrap();
-        let client = Arc::new(InitClient::new(Link::new(ours).unwrap(), 1, true));
+        let client = Arc::new(InitClient::new(Link::new(ours).unwrap(), 1, true, []));
         let streams = Arc::new(Streams::default());
         let _server = tokio::spawn(serve(listener, streams.clone(), client));
         Setup { path, streams, init, _dir: dir, _server }

@@ -76,8 +76,12 @@ pub enum CleanupError {
     Panicked(#[from] tokio::task::JoinError),
 }
 
-/// Kills what still runs in the container's cgroup; returns when nothing does.
+/// Kills what still runs in the container's cgroup; returns when nothing does. A cgroup that could
+/// be removed had nothing in it.
 pub async fn stop(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    if cgroup.remove_if_empty() {
+        return Ok(());
+    }
     match cgroup.kill() {
         Ok(()) => cgroup.wait_empty(KILL_TO_GONE).await,
         Err(CgroupError::Absent(_)) => Ok(()),

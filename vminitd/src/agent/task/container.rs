@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use prost::Message;
 use tokio::task::JoinSet;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 use vminitd_protocol::pb::containerd::events::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIo, TaskStart,
 };
@@ -160,10 +160,7 @@ impl Container {
             let (seconds, nanos) = exit.at;
             let exited = Exited { status: exit.status, seconds, nanos };
             container.exited(&agent, &process_, exited);
-            // Not recorded is not acknowledged: init tells the next agent again.
-            if process_.record().exit.is_some()
-                && let Err(error) = agent.init.recorded(exit.number).await
-            {
+            if let Err(error) = agent.init.recorded(exit.number).await {
                 warn!(container = %container.id, %error, "exit not acknowledged");
             }
         });
@@ -172,11 +169,9 @@ impl Container {
     /// A process has exited.
     pub fn exited(self: &Arc<Self>, agent: &Arc<Agent>, process: &Arc<Process>, exited: Exited) {
         let pid = process.pid();
-        if process.record().exit.is_none()
-            && let Err(error) = process.update_record(|record| record.exit = Some((pid, exited)))
-        {
-            error!(container = %self.id, error = %chain(&error), "exit not recorded");
-        }
+        process.note_in_record(|record| {
+            record.exit.get_or_insert((pid, exited));
+        });
         let exec = &process.target.exec;
         debug!(container = %self.id, exec, pid, status = exited.status, "exited");
         if process.exec.is_none() {

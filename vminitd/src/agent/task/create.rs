@@ -26,7 +26,7 @@ use super::container::Container;
 use super::io;
 use super::oom;
 use super::process::Process;
-use super::record::{self, Counters, Habits, ProcessRecord, Record, Saved};
+use super::record::{self, Counters, Habits, ProcessRecord, Record, RecordError, Saved};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
 use crate::agent::cgroup::guard::Guard;
@@ -38,12 +38,11 @@ use crate::agent::mounts::devices;
 use crate::agent::mounts::make;
 use crate::agent::mounts::plan::{Planned, plan};
 use crate::agent::process::lifecycle::Event;
-use crate::agent::spec;
+use crate::agent::spec::{self, Prepared};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::wiring::{Owner, ProcessFds};
 use crate::link::confinement::Confinement;
 use crate::link::message::{Job, Launch, Target};
-use crate::sys::loopback;
 use crate::sys::terminal::Size;
 
 /// The type of the options that are understood.
@@ -92,14 +91,14 @@ struct Attempt<'a> {
     actions: Vec<crate::agent::process::lifecycle::Action>,
 }
 
-/// What is done on a thread that may block: config, mounts, cgroup.
+/// What is done on a thread that may block: config, record, mounts, cgroup.
 struct OnDisk {
-    bundle: PathBuf,
+    record: Record,
+    process: ProcessRecord,
     id: ContainerId,
     planned: Vec<Planned>,
     cgroup: Cgroup,
     guard: Arc<Guard>,
-    terminal: bool,
     /// The bundle is one that we have made.
     owns_bundle: bool,
     directory: PathBuf,
@@ -109,12 +108,8 @@ struct OnDisk {
 /// What the config says about the launch.
 struct Ready {
     hook_seconds: u64,
-    allow_vsock: bool,
-    shared_pids: bool,
     console_size: Option<Size>,
     new_network: bool,
-    poststart: bool,
-    poststop: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -156,25 +151,16 @@ impl<'a> Attempt<'a> {
         check_bundle(&self.record.bundle)?;
         let mut planned = plan(&request.rootfs).map_err(|error| RpcError::invalid(&error))?;
         self.record.places = make::places(&planned);
-        let directory = self.agent.dirs.container(&self.id);
-        record::make_directory(&directory).map_err(|error| RpcError::failed(&error))?;
-        self.process.save(&directory).map_err(|error| RpcError::failed(&error))?;
-        self.save()?;
-        let counters = Counters::open(&directory).map_err(|error| RpcError::failed(&error))?;
+        self.record.habits.io_uid = options.io_uid;
+        self.record.habits.io_gid = options.io_gid;
+        self.record.habits.no_new_keyring = options.no_new_keyring;
         self.streams = io::claim(self.agent, &self.process)?;
         devices::resolve(&mut planned, self.agent.config.device_timeout)
             .await
             .map_err(|error| RpcError::failed(&error))?;
-        let ready = self.prepare_disk(planned).await?;
-        (self.record.poststart, self.record.poststop) = (ready.poststart, ready.poststop);
-        self.record.habits = Habits {
-            io_uid: options.io_uid,
-            io_gid: options.io_gid,
-            allow_vsock: ready.allow_vsock,
-            no_new_keyring: options.no_new_keyring,
-            shared_pids: ready.shared_pids,
-        };
-        self.save()?;
+        let (ready, record, counters) = self.prepare_disk(planned).await?;
+        self.record = record;
+        let directory = self.agent.dirs.container(&self.id);
         let init = Process::init(&self.id, directory.clone(), self.process.clone(), counters);
         let owner = Owner { uid: options.io_uid, gid: options.io_gid };
         let wired = io::wire(
@@ -187,9 +173,6 @@ impl<'a> Attempt<'a> {
         )
         .await?;
         let launched = self.launch(&options, &ready, wired.fds).await?;
-        if ready.new_network {
-            self.raise_loopback(launched.pid).await;
-        }
         let (container, exit, master) =
             self.container(request.rootfs.clone(), directory, init, launched);
         if let Some(size) = ready.console_size {
@@ -201,19 +184,17 @@ impl<'a> Attempt<'a> {
         Ok((container, exit))
     }
 
-    fn save(&self) -> Result<(), RpcError> {
-        let directory = self.agent.dirs.container(&self.id);
-        self.record.save(&directory).map_err(|error| RpcError::failed(&error))
-    }
-
-    async fn prepare_disk(&self, planned: Vec<Planned>) -> Result<Ready, RpcError> {
+    async fn prepare_disk(
+        &self,
+        planned: Vec<Planned>,
+    ) -> Result<(Ready, Record, Counters), RpcError> {
         let work = OnDisk {
-            bundle: self.record.bundle.clone(),
+            record: self.record.clone(),
+            process: self.process.clone(),
             id: self.id.clone(),
             planned,
             cgroup: Cgroup::at(self.agent.dirs.cgroup(&self.id)),
             guard: self.agent.guard.clone(),
-            terminal: self.process.terminal,
             owns_bundle: self.agent.dirs.owns_bundle(&self.id, &self.record.bundle),
             directory: self.agent.dirs.container(&self.id),
             filters: self.agent.filters.clone(),
@@ -237,7 +218,8 @@ impl<'a> Attempt<'a> {
                 bundle: self.record.bundle.display().to_string(),
                 no_pivot: options.no_pivot_root,
                 no_new_keyring: options.no_new_keyring,
-                allow_vsock: ready.allow_vsock,
+                allow_vsock: self.record.habits.allow_vsock,
+                new_network: ready.new_network,
                 terminal: self.process.terminal,
             },
         };
@@ -247,16 +229,6 @@ impl<'a> Attempt<'a> {
             Outcome::Launched(launched) => Ok(launched),
             Outcome::Failed(error) => Err(RpcError::Runtime(error.reason)),
             Outcome::Done => Err(RpcError::Runtime("init launched no process".to_owned())),
-        }
-    }
-
-    /// A network namespace is born with its loopback interface down; programs expect it up, and
-    /// other runtimes see to it. The process cannot be another's: it waits for its Start.
-    async fn raise_loopback(&self, pid: u32) {
-        let raise = move || loopback::up_in(std::fs::File::open(format!("/proc/{pid}/ns/net"))?);
-        let raised = tokio::task::spawn_blocking(raise).await;
-        if let Ok(Err(error)) = raised {
-            warn!(container = %self.id, %error, "its loopback interface stays down");
         }
     }
 
@@ -300,27 +272,29 @@ impl<'a> Attempt<'a> {
 }
 
 impl OnDisk {
-    fn run(self) -> Result<Ready, RpcError> {
+    fn run(mut self) -> Result<(Ready, Record, Counters), RpcError> {
         let runtime = |error: &dyn std::error::Error| RpcError::Runtime(chain(error));
         let mounted = !self.planned.is_empty();
+        let bundle = self.record.bundle.clone();
         let mut prepared =
-            spec::read(&self.bundle, self.id.as_str(), mounted).map_err(|e| runtime(&e))?;
+            spec::read(&bundle, self.id.as_str(), mounted).map_err(|e| runtime(&e))?;
         for warning in &prepared.warnings {
             warn!(container = %self.id, "config: {warning}");
         }
-        prepared.set_terminal(self.terminal);
-        spec::write(&self.bundle, &prepared).map_err(|error| runtime(&error))?;
+        prepared.set_terminal(self.process.terminal);
+        let counters = self.keep_record(&prepared).map_err(|error| RpcError::failed(&error))?;
+        spec::write(&bundle, &prepared).map_err(|error| runtime(&error))?;
         if self.owns_bundle
             && let Some(gid) = prepared.root_gid()
         {
-            let_through(&self.bundle, gid).map_err(|error| RpcError::failed(&error))?;
+            let_through(&bundle, gid).map_err(|error| RpcError::failed(&error))?;
         }
         let filter = prepared.seccomp.take().map(|profile| self.filters.filter(profile));
         let filter = filter.transpose().map_err(|error| runtime(&error))?;
         let filter = filter.map(|filter| (*filter).clone());
         let confinement = Confinement { capabilities: prepared.capabilities, filter };
         confinement.save(&self.directory).map_err(|error| RpcError::failed(&error))?;
-        make::make(&self.bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
+        make::make(&bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
         if let Err(error) = prepared.make_cwd() {
             // Read-only, or in a volume: its absence is libcontainer's to tell.
             debug!(container = %self.id, %error, "its working directory is not made");
@@ -328,15 +302,27 @@ impl OnDisk {
         self.cgroup
             .set_up(&self.guard, prepared.resources.as_ref())
             .map_err(|error| runtime(&error))?;
-        Ok(Ready {
+        let ready = Ready {
             hook_seconds: prepared.hook_seconds,
-            allow_vsock: prepared.allow_vsock,
-            shared_pids: !prepared.new_pids(),
             console_size: prepared.console_size(),
             new_network: prepared.new_network(),
-            poststart: prepared.poststart,
-            poststop: prepared.poststop,
-        })
+        };
+        Ok((ready, self.record, counters))
+    }
+
+    /// Leaves to the next agent what it needs to take away all that is made from here on.
+    fn keep_record(&mut self, prepared: &Prepared) -> Result<Counters, RecordError> {
+        (self.record.poststart, self.record.poststop) = (prepared.poststart, prepared.poststop);
+        self.record.habits.allow_vsock = prepared.allow_vsock;
+        self.record.habits.shared_pids = !prepared.new_pids();
+        self.record.habits.namespaces = prepared.namespaces();
+        self.record.habits.personality = prepared.personality();
+        record::make_directory(&self.directory)?;
+        let counters = Counters::open(&self.directory)?;
+        counters.keep(&self.process);
+        self.process.save_first(&self.directory)?;
+        self.record.save_first(&self.directory)?;
+        Ok(counters)
     }
 }
 

@@ -15,11 +15,12 @@ use super::process::Process;
 use super::record::{self, Counters, ProcessRecord, RecordError, Saved};
 use crate::agent::Agent;
 use crate::agent::errors::RpcError;
+use crate::agent::exec_spec::{self, ExecProcess};
 use crate::agent::id::ExecId;
 use crate::agent::process::lifecycle::{Refusal, State};
-use crate::agent::spec::{self, ExecProcess};
 use crate::limits::EXECS;
 use crate::link::confinement::{Confinement, ConfinementError};
+use crate::link::exec_program::ExecProgram;
 
 /// The call.
 pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcError> {
@@ -35,9 +36,8 @@ pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcEr
     };
     io::uris(&record)?;
     let json = request.spec.map(|any| any.value).unwrap_or_default();
-    let wanted =
-        spec::exec_process(&json, record.terminal).map_err(|error| RpcError::invalid(&error))?;
-    let confinement = confinement(&container, &wanted).map_err(|error| RpcError::failed(&error))?;
+    let wanted = exec_spec::exec_process(&json).map_err(|error| RpcError::invalid(&error))?;
+    let program = program(&container, &wanted).map_err(|error| RpcError::failed(&error))?;
     if container.process(id.as_str()).is_ok() {
         return Err(RpcError::Exists { what: "id", id: id.to_string() });
     }
@@ -46,7 +46,7 @@ pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcEr
     }
     // Nothing here waits, so that nobody can take the id meanwhile.
     let directory = record::exec_directory(&container.directory, &id);
-    let saved = confined(&directory, &record, &wanted.json, &confinement).inspect_err(|error| {
+    let saved = save(&directory, &record, &program).inspect_err(|error| {
         warn!(container = %container.id, exec = %id, %error, "not added");
         let _ = record::remove_directory(&directory);
     });
@@ -61,34 +61,25 @@ pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcEr
     Ok(())
 }
 
-/// The filter is the container's own, which the launcher reads there.
-fn confinement(
-    container: &Container,
-    wanted: &ExecProcess,
-) -> Result<Confinement, ConfinementError> {
+/// What it does not say of its capabilities is the container's.
+fn program(container: &Container, wanted: &ExecProcess) -> Result<ExecProgram, ConfinementError> {
     let capabilities = match wanted.capabilities {
         Some(capabilities) => capabilities,
         None => Confinement::read(&container.directory)?.capabilities,
     };
-    Ok(Confinement { capabilities, filter: None })
+    Ok(ExecProgram { capabilities, ..wanted.program.clone() })
 }
 
-fn confined(
+fn save(
     directory: &Path,
     record: &ProcessRecord,
-    json: &[u8],
-    confinement: &Confinement,
+    program: &ExecProgram,
 ) -> Result<Counters, RpcError> {
-    let counters = save(directory, record, json).map_err(|error| RpcError::failed(&error))?;
-    confinement.save(directory).map_err(|error| RpcError::failed(&error))?;
-    Ok(counters)
-}
-
-fn save(directory: &Path, record: &ProcessRecord, json: &[u8]) -> Result<Counters, RecordError> {
-    record::make_directory(directory)?;
-    record::save_process(directory, json)?;
-    record.save(directory)?;
-    Counters::open(directory)
+    let failed = |error: RecordError| RpcError::failed(&error);
+    record::make_directory(directory).map_err(failed)?;
+    program.save(directory).map_err(|error| RpcError::failed(&error))?;
+    record.save_first(directory).map_err(failed)?;
+    Counters::open(directory).map_err(failed)
 }
 
 /// Whether a process may join the container as it is.

@@ -134,6 +134,7 @@ impl Process {
         counters: Counters,
         state: State,
     ) -> Arc<Self> {
+        counters.keep(&record);
         Arc::new(Self {
             target,
             exec,
@@ -155,7 +156,15 @@ impl Process {
         self.recorded.get()
     }
 
-    /// Changes what is recorded. On failure the old record stands, here and on disk.
+    /// Changes what is recorded of its life: the request, whether it was started, its exit.
+    pub fn note_in_record(&self, change: impl FnOnce(&mut ProcessRecord)) {
+        self.recorded.note(|record| {
+            change(record);
+            self.counters.keep(record);
+        });
+    }
+
+    /// Changes what else is recorded. On failure the old record stands, here and on disk.
     pub fn update_record(
         &self,
         change: impl FnOnce(&mut ProcessRecord),
@@ -342,7 +351,8 @@ impl Process {
         found.finished()
     }
 
-    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+    /// Of the process, once it was launched.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.launched.get().map(|handle| handle.pidfd.as_fd())
     }
 }

@@ -1,10 +1,10 @@
 //! What of a container and its processes outlives the agent: files that are replaced as a whole,
-//! and a page of counters for each process.
+//! and a page of numbers for each process, which holds whatever changes in its life.
 //!
 //! Owns: `<containers>/<id>/` and in it `execs/<exec>/`, from before anything else of a container is made until nothing else
 //! of it is left.
-//! Promises: a record is the old one or the new one, never half of either; an exit that was saved
-//! is found by the next agent.
+//! Promises: a record is the old one or the new one, never half of either; an exit that was noted
+//! is found by the next agent, and noting it needs no room anywhere.
 //! Never: holds what init knows better (whether a launch succeeded, the pid) or what the kernel
 //! knows (what is mounted).
 
@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,7 @@ use crate::agent::id::ExecId;
 use crate::agent::lock;
 use crate::agent::process::lifecycle::Exited;
 use crate::agent::stdio::output::Counter;
+use crate::link::codec;
 use crate::link::message::RequestId;
 use crate::sys::numbers::Numbers;
 
@@ -58,6 +59,10 @@ pub struct Habits {
     pub no_new_keyring: bool,
     /// They are not in a pid namespace of their own, so the kernel does not end them with the init.
     pub shared_pids: bool,
+    /// CLONE_NEW*: the namespaces that the config names, which an exec joins.
+    pub namespaces: i32,
+    /// The execution domain that the config names.
+    pub personality: Option<u32>,
 }
 
 /// What the next agent needs to know of a process.
@@ -71,11 +76,14 @@ pub struct ProcessRecord {
     pub stderr: String,
     /// As requested.
     pub terminal: bool,
-    /// The request under which init was asked to launch it; 0: it was not.
+    /// In the page, as all that follows: the request under which init was asked to launch it; 0: it was not.
+    #[serde(skip)]
     pub request: RequestId,
     /// It was told to start, or is about to be: telling an init twice does no harm.
+    #[serde(skip)]
     pub started: bool,
     /// How it ended, and the pid it had.
+    #[serde(skip)]
     pub exit: Option<(u32, Exited)>,
 }
 
@@ -93,8 +101,6 @@ pub struct RecordError {
 }
 
 const NUMBERS: &str = "numbers";
-/// What an exec is to run, as the launcher reads it.
-const PROCESS: &str = "process.json";
 /// Execs, a directory each, below their container's.
 const EXECS: &str = "execs";
 
@@ -103,21 +109,30 @@ pub trait Saved: Serialize + serde::de::DeserializeOwned {
     /// The file's name.
     const FILE: &'static str;
 
+    /// Puts it where there is none. One that is left half written is as good as none: what it
+    /// stands for is not begun before.
+    fn save_first(&self, directory: &Path) -> Result<(), RecordError> {
+        let path = directory.join(Self::FILE);
+        let failed = |source| RecordError { verb: "save", path: path.clone(), source };
+        let bytes = codec::encode_file(self).map_err(|error| failed(io::Error::other(error)))?;
+        fs::write(&path, bytes).map_err(failed)
+    }
+
     /// Puts it in place of the one before.
     fn save(&self, directory: &Path) -> Result<(), RecordError> {
         let (path, new) =
             (directory.join(Self::FILE), directory.join(format!("{}.new", Self::FILE)));
         let failed = |source| RecordError { verb: "save", path: path.clone(), source };
-        let json = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
-        fs::write(&new, json).and_then(|()| fs::rename(&new, &path)).map_err(failed)
+        let bytes = codec::encode_file(self).map_err(|error| failed(io::Error::other(error)))?;
+        fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(failed)
     }
 
     /// The last one saved.
     fn load(directory: &Path) -> Result<Self, RecordError> {
         let path = directory.join(Self::FILE);
         let failed = |source| RecordError { verb: "read", path: path.clone(), source };
-        let json = fs::read(&path).map_err(failed)?;
-        serde_json::from_slice(&json).map_err(|error| failed(error.into()))
+        let bytes = fs::read(&path).map_err(failed)?;
+        codec::decode(&bytes).map_err(|error| failed(io::Error::other(error)))
     }
 }
 
@@ -145,6 +160,11 @@ impl<R: Saved + Clone> Recorded<R> {
         part(&lock(&self.record))
     }
 
+    /// Changes what is not in the file.
+    pub fn note(&self, change: impl FnOnce(&mut R)) {
+        change(&mut lock(&self.record));
+    }
+
     /// Changes it. On failure the old one stands, here and on disk.
     pub fn update(&self, change: impl FnOnce(&mut R)) -> Result<(), RecordError> {
         let mut record = lock(&self.record);
@@ -157,22 +177,18 @@ impl<R: Saved + Clone> Recorded<R> {
 }
 
 impl Saved for Record {
-    const FILE: &'static str = "container.json";
+    const FILE: &'static str = "container";
 }
 
 impl Saved for ProcessRecord {
-    const FILE: &'static str = "task.json";
+    const FILE: &'static str = "process";
 }
 
-/// Saves the OCI process of an exec.
-pub fn save_process(directory: &Path, json: &[u8]) -> Result<(), RecordError> {
-    let path = process_path(directory);
-    fs::write(&path, json).map_err(|source| RecordError { verb: "save", path, source })
-}
-
-/// Where it is.
-pub fn process_path(directory: &Path) -> PathBuf {
-    directory.join(PROCESS)
+/// All that is kept of a process.
+pub fn load_process(directory: &Path) -> Result<ProcessRecord, RecordError> {
+    let mut record = ProcessRecord::load(directory)?;
+    Counters::open(directory)?.recall(&mut record);
+    Ok(record)
 }
 
 /// Where an exec's record is, below its container's.
@@ -188,7 +204,7 @@ pub fn execs(container: &Path) -> Vec<ExecId> {
         .collect()
 }
 
-/// Makes the directory for a new container's record.
+/// Makes the directory for a new record.
 pub fn make_directory(directory: &Path) -> Result<(), RecordError> {
     fs::create_dir_all(directory).map_err(|source| RecordError {
         verb: "make",
@@ -289,6 +305,32 @@ impl Counters {
         Series { count: self.0.get(first), marks }
     }
 
+    /// Keeps what of a process's record is in the page.
+    pub fn keep(&self, record: &ProcessRecord) {
+        self.0.get(REQUEST).store(record.request, Relaxed);
+        self.0.get(STARTED).store(record.started.into(), Relaxed);
+        if let Some((pid, exit)) = record.exit {
+            self.0.get(EXIT + 1).store(pid.into(), Relaxed);
+            self.0.get(EXIT + 2).store(exit.status.into(), Relaxed);
+            self.0.get(EXIT + 3).store(exit.seconds.cast_unsigned(), Relaxed);
+            self.0.get(EXIT + 4).store(exit.nanos.into(), Relaxed);
+            // Last, so that nobody finds half an exit.
+            self.0.get(EXIT).store(1, Release);
+        }
+    }
+
+    /// Completes a record by what is in the page.
+    pub fn recall(&self, record: &mut ProcessRecord) {
+        let word = |index| self.0.get(index).load(Relaxed);
+        record.request = word(REQUEST);
+        record.started = word(STARTED) != 0;
+        record.exit = (self.0.get(EXIT).load(Acquire) != 0).then(|| {
+            let (status, nanos) = (word(EXIT + 2) as u32, word(EXIT + 4) as u32);
+            let exit = Exited { status, seconds: word(EXIT + 3).cast_signed(), nanos };
+            (word(EXIT + 1) as u32, exit)
+        });
+    }
+
     /// Whether it happened, in this agent's time or before.
     pub fn is_set(&self, flag: Flag) -> bool {
         self.0.get(FLAGS + flag as usize).load(Relaxed) != 0
@@ -306,6 +348,13 @@ const MARKS: usize = 16;
 const FLAGS: usize = 32;
 /// Index of the first of the recurring events behind the flags.
 const SERIES: usize = 48;
+
+/// Index of [`ProcessRecord::request`].
+const REQUEST: usize = 64;
+/// Index of [`ProcessRecord::started`].
+const STARTED: usize = 65;
+/// Index of whether there is an exit; the exit follows.
+const EXIT: usize = 66;
 
 struct OneOf {
     counters: Counters,
@@ -337,11 +386,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let directory = dir.path().join("c1");
         make_directory(&directory).unwrap();
-        let first = ProcessRecord { exit: None, ..record() };
-        first.save(&directory).unwrap();
+        let first = ProcessRecord { exit: None, stdout: String::new(), ..record() };
+        first.save_first(&directory).unwrap();
+        let counters = Counters::open(&directory).unwrap();
+        counters.keep(&first);
+        assert_eq!(load_process(&directory).unwrap(), first);
         record().save(&directory).unwrap();
-        assert_eq!(ProcessRecord::load(&directory).unwrap(), record());
-        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "no half-written file is left");
+        counters.keep(&record());
+        assert_eq!(load_process(&directory).unwrap(), record());
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 2, "no half-written file is left");
         remove_directory(&directory).unwrap();
         remove_directory(&directory).unwrap();
     }

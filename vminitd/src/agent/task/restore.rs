@@ -255,7 +255,7 @@ fn adopt_record(
     };
     let directory = agent.dirs.container(&id);
     // Without its own record an init is as good as never asked for.
-    let init = ProcessRecord::load(&directory).unwrap_or_default();
+    let init = record::load_process(&directory).unwrap_or_default();
     let of_hooks = |(request, target): (&RequestId, &Target)| {
         *request != init.request && target.container == id.as_str() && target.exec.is_empty()
     };
@@ -266,7 +266,7 @@ fn adopt_record(
     };
     let init = adopt(String::new(), init);
     let execs = record::execs(&directory).into_iter().map(|exec| {
-        let record = ProcessRecord::load(&record::exec_directory(&directory, &exec));
+        let record = record::load_process(&record::exec_directory(&directory, &exec));
         let process = adopt(exec.to_string(), record.unwrap_or_default());
         (exec, process)
     });

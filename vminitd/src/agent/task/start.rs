@@ -17,7 +17,7 @@ use vminitd_protocol::pb::containerd::task::v3::{StartRequest, StartResponse};
 use super::container::Container;
 use super::start_exec;
 use crate::agent::Agent;
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::init_client::Outcome;
 use crate::agent::process::lifecycle::Event;
 use crate::link::message::{Job, Launch, Target};
@@ -48,20 +48,15 @@ pub async fn start(agent: Arc<Agent>, request: StartRequest) -> Result<StartResp
 
 async fn send(agent: &Arc<Agent>, container: &Arc<Container>) -> Result<(), RpcError> {
     // Before, so that the next agent knows to do it (again) if this one dies in between.
-    container
-        .init
-        .update_record(|record| record.started = true)
-        .map_err(|error| RpcError::failed(&error))?;
+    container.init.note_in_record(|record| record.started = true);
     let sent = if container.record().poststart {
         send_with_hooks(agent, container).await
     } else {
         notify(agent, container)
             .map_err(|error| RpcError::Failed(format!("start the container's process: {error}")))
     };
-    if sent.is_err()
-        && let Err(error) = container.init.update_record(|record| record.started = false)
-    {
-        warn!(container = %container.id, error = %chain(&error), "record not mended");
+    if sent.is_err() {
+        container.init.note_in_record(|record| record.started = false);
     }
     sent
 }

@@ -14,8 +14,8 @@ use vminitd_protocol::pb::containerd::task::v3::StartResponse;
 use super::container::Container;
 use super::exec::joinable;
 use super::io::{self, Wired};
+use super::kept;
 use super::process::Process;
-use super::{kept, record};
 use crate::agent::Agent;
 use crate::agent::errors::{RpcError, chain};
 use crate::agent::init_client::Outcome;
@@ -23,7 +23,8 @@ use crate::agent::process::lifecycle::{Event, Refusal};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener;
 use crate::agent::stdio::wiring::Owner;
-use crate::link::message::{Job, Launch};
+use crate::link::exec_program::ExecProgram;
+use crate::link::message::{FdRole, Job, Launch};
 
 /// The call, for an exec.
 pub async fn start(
@@ -53,9 +54,7 @@ async fn run(
 ) -> Result<(), RpcError> {
     let request = agent.init.next_request();
     // First where the next agent finds it, so that it adopts what becomes of the launch.
-    let recorded =
-        process.update_record(|record| (record.request, record.started) = (request, true));
-    recorded.map_err(|error| RpcError::failed(&error))?;
+    process.note_in_record(|record| (record.request, record.started) = (request, true));
     joinable(container)?;
     if let Some(exec) = &process.exec {
         container.reserve_exec(exec)?;
@@ -67,18 +66,22 @@ async fn run(
     let owner = Owner { uid: habits.io_uid, gid: habits.io_gid };
     let Wired { ends, pipes, fds } =
         io::wire(agent, &process.target, &of_container.namespace, &record, owner, &streams).await?;
+    let init = container.init.pidfd().ok_or(Refusal::Gone)?;
+    let all = fds.iter().map(|(role, fd)| (*role, fd.as_fd())).chain([(FdRole::Init, init)]);
+    let (roles, borrowed): (Vec<_>, Vec<_>) = all.unzip();
     let launch = Launch {
         target: process.target.clone(),
-        fds: fds.iter().map(|(role, _)| *role).collect(),
+        fds: roles,
         deadline_ms: agent.launch_deadline_ms(0),
         job: Job::Exec {
-            process: record::process_path(&process.directory).display().to_string(),
+            program: ExecProgram::path(&process.directory).display().to_string(),
+            namespaces: habits.namespaces,
+            personality: habits.personality,
             terminal: record.terminal,
             no_new_keyring: habits.no_new_keyring,
             allow_vsock: habits.allow_vsock,
         },
     };
-    let borrowed: Vec<_> = fds.iter().map(|(_, fd)| fd.as_fd()).collect();
     let outcome = agent.init.launch(request, launch, &borrowed).await;
     drop(fds);
     let launched = match outcome.map_err(|error| RpcError::failed(&error))? {
