@@ -11,6 +11,7 @@
 //! | [`container`] | containers as a host makes them |
 //! | [`dials`] | ports of the host that a guest dials |
 //! | [`extras`] | files for the guest itself, packed for a disk |
+//! | [`images`] | disk images as root filesystems |
 //! | [`locate`] | where programs and guest files are found |
 //!
 //! Promises: one VM is one `vminit-vmm`; whoever owns it ends it, also by dying.
@@ -21,6 +22,7 @@ pub mod ctl;
 pub mod dials;
 pub mod extras;
 pub mod guest;
+pub mod images;
 pub mod limits;
 pub mod locate;
 pub mod machine;

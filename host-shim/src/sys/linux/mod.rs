@@ -2,6 +2,7 @@
 
 pub mod child;
 pub mod hidden_socket;
+pub mod holes;
 pub mod namespaces;
 
 use std::io;
