@@ -4,12 +4,15 @@
 //! * [`agent`]: serves the host over vsock. Crash-only; init starts it again.
 //! * [`launcher`]: a fork of init that runs libcontainer once and exits.
 //!
+//! And for a person on any host: [`check_kernel`].
+//!
 //! Between them: [`link`], the socketpair of init and agent. Below them: [`sys`], the only module
 //! with `unsafe`, a file per kernel object. What all must agree on: [`config`], [`limits`],
 //! [`paths`], [`log`].
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod check_kernel;
 pub mod config;
 pub mod init;
 pub mod launcher;

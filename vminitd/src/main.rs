@@ -13,8 +13,9 @@ vminitd - PID 1 of a micro-VM and the container agent in it
 This program is what a guest kernel starts as /init. On a host there is nothing to run:
 start a VM with `vminitctl run`.
 
-  --version   print the version
-  --help      print this
+  --check-kernel   say what the running kernel lacks, and for which feature; exits with 1 if anything
+  --version        print the version
+  --help           print this
 
 Configuration comes from the guest's kernel command line, see docs/configuration.md:
 ";
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         vminitd::init::run(&arguments)
     }
     match arguments.get(1).map(String::as_str) {
+        Some("--check-kernel") => vminitd::check_kernel::run(),
         Some("--version" | "-V") => {
             println!("vminitd {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
