@@ -1,8 +1,8 @@
-//! Shared directories: a virtiofsd per share.
+//! Shared directories and files: a virtiofsd per share.
 //!
 //! Owns: nothing; [`serve`] hands over the process and the socket that QEMU is to have.
 //! Promises: no socket has a path; the daemon sees nothing of the host but its directory, as far as the system lets
-//! us (see [`Sandbox`]), holds no file handles, and ends with QEMU, which holds its only connection, or with us.
+//! us (see [`Sandbox`]), and of a single file nothing beside it; it holds no file handles, and ends with QEMU, which holds its only connection, or with us.
 //! Never: writes below a share that is read-only, whatever the guest asks for.
 
 use std::io;
@@ -10,8 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::container::FILE_IN_SHARE;
 use crate::qemu::process::Process;
-use crate::sys::hidden_socket;
+use crate::sys::{hidden_socket, lone_file};
 use crate::vm::Share;
 
 /// How a virtiofsd is kept from the rest of the host.
@@ -48,8 +49,18 @@ impl Sandbox {
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
     /// The path of a share is none that can be shared. The owner's fault.
-    #[error("share {tag:?}: {path:?} is no directory")]
-    NoDirectory {
+    #[error("share {tag:?}: {path:?} is neither a directory nor a file")]
+    Kind {
+        /// The share.
+        tag: String,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A single file cannot be shown without what lies beside it: neither root nor allowed to make namespaces.
+    #[error(
+        "share {tag:?}: {path:?} is a file, and this system allows no mount namespace to share it alone; share its directory"
+    )]
+    NoNamespace {
         /// The share.
         tag: String,
         /// Its path.
@@ -77,20 +88,34 @@ pub fn serve(
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<(Process, OwnedFd), ShareError> {
     let tag = || share.tag.to_string();
-    if !share.path.is_dir() {
-        return Err(ShareError::NoDirectory { tag: tag(), path: share.path.clone() });
+    let is_file = share.path.is_file();
+    if !is_file && !share.path.is_dir() {
+        return Err(ShareError::Kind { tag: tag(), path: share.path.clone() });
+    }
+    if is_file && sandbox != Sandbox::Namespace {
+        return Err(ShareError::NoNamespace { tag: tag(), path: share.path.clone() });
     }
     let error = |source| ShareError::Start { tag: tag(), program: program.to_owned(), source };
     let (listener, client) = hidden_socket::connected_listener().map_err(error)?;
-    let mut command = command(program, share, sandbox, listener.as_raw_fd());
+    let shown = if is_file { Path::new(lone_file::DIRECTORY) } else { &share.path };
+    let mut command = command(program, share, shown, sandbox, listener.as_raw_fd());
+    if is_file {
+        lone_file::show(&mut command, &share.path, FILE_IN_SHARE).map_err(error)?;
+    }
     let name = format!("virtiofsd of share {}", share.tag);
     let process = Process::start(name, &mut command, &[listener.as_fd()], ended).map_err(error)?;
     Ok((process, client))
 }
 
-fn command(program: &Path, share: &Share, sandbox: Sandbox, listener: i32) -> Command {
+fn command(
+    program: &Path,
+    share: &Share,
+    directory: &Path,
+    sandbox: Sandbox,
+    listener: i32,
+) -> Command {
     let mut command = Command::new(program);
-    command.arg("--shared-dir").arg(&share.path);
+    command.arg("--shared-dir").arg(directory);
     command.arg(format!("--fd={listener}"));
     command.arg(format!("--sandbox={}", sandbox.argument()));
     // Without it, files with capabilities (ping) would have none in the guest.
@@ -123,15 +148,22 @@ mod tests {
     #[test]
     fn only_a_read_only_share_is_served_read_only() {
         let has = |read_only| {
-            let command = command(Path::new("virtiofsd"), &share(read_only), Sandbox::Chroot, 7);
+            let share = share(read_only);
+            let command = command(Path::new("v"), &share, &share.path, Sandbox::Chroot, 7);
             command.get_args().any(|arg| arg == "--readonly")
         };
         assert!(has(true) && !has(false));
     }
 
     #[test]
-    fn what_is_no_directory_is_refused_by_name() {
-        let error = serve(Path::new("virtiofsd"), &share(true), Sandbox::None, || ()).unwrap_err();
-        assert_eq!(error.to_string(), "share \"rootfs\": \"/a dir\" is no directory");
+    fn what_cannot_be_shared_is_refused_by_name() {
+        let refused = |path: &Path| {
+            let share = Share { path: path.to_owned(), ..share(true) };
+            serve(Path::new("virtiofsd"), &share, Sandbox::None, || ()).unwrap_err().to_string()
+        };
+        let text = "share \"rootfs\": \"/a dir\" is neither a directory nor a file";
+        assert_eq!(refused(Path::new("/a dir")), text);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(refused(file.path()).contains("share its directory"));
     }
 }

@@ -202,7 +202,10 @@ fn a_share_that_is_missing_is_told_by_its_tag() {
         let path = PathBuf::from("/nowhere");
         let shares = vec![Share { path, ..draft.shares[0].clone() }];
         let error = boot(&directory, Draft { shares, ..draft }).await.unwrap_err();
-        assert_eq!(chain(&error), "share \"shared\": \"/nowhere\" is no directory");
+        assert_eq!(
+            chain(&error),
+            "share \"shared\": \"/nowhere\" is neither a directory nor a file"
+        );
     });
 }
 

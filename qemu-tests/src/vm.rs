@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use host_shim::dials;
 use host_shim::guest::{Guest, Ports, resume_after, unlimited};
+use host_shim::images::{ROOT_IMAGE_CMDLINE, ROOT_IMAGE_SERIAL};
 use host_shim::machine::{BootOptions, Exited, Machine, console_tail};
 use host_shim::vm::{Description, Disk, Draft, Share, Tag, VmName};
 use tempfile::TempDir;
@@ -19,6 +20,7 @@ use vminitd_protocol::pb::containerd::types::Envelope;
 use vminitd_protocol::pb::google::protobuf::Empty;
 
 use crate::PATIENCE_S;
+use crate::images::root_image;
 use crate::leaks::Listing;
 use crate::rootfs::rootfs;
 
@@ -30,9 +32,6 @@ const TAIL_LINES: usize = 40;
 
 /// A VM that does not print a single byte within this time is booted once more, and the retry is reported.
 const SILENT_BOOT: Duration = Duration::from_secs(60);
-
-/// Boots from the first disk.
-const EROFS_ROOT: &str = " root=/dev/vda rootfstype=erofs ro init=/sbin/vminitd";
 
 /// How the VM differs from the usual.
 #[derive(Clone, Debug)]
@@ -106,6 +105,13 @@ pub fn vm_test_with(options: Options, test: impl AsyncFnOnce(&Vm)) {
     });
 }
 
+/// The same in a VM that boots from an initramfs, and in one that boots from a read-only root on a disk.
+pub fn vm_test_on_each_medium(options: Options, test: impl AsyncFn(&Vm)) {
+    for erofs_root in [false, true] {
+        vm_test_with(Options { erofs_root, ..options.clone() }, async |vm| test(vm).await);
+    }
+}
+
 impl Vm {
     /// Boots, and waits until the guest serves.
     pub async fn boot(options: Options) -> Self {
@@ -165,18 +171,15 @@ impl Vm {
 
     /// A machine of which nothing more is known than that QEMU was started.
     pub async fn spawn(options: &Options, console: &std::path::Path) -> Machine {
-        let dist = host_dist();
-        let share = dist.join("share/vminitd/x86_64");
+        let (dist, share) = (host_dist(), guest_share());
         let mut disks = options.disks.clone();
         let mut append = options.append.clone();
         let mut initramfs = options.initramfs.clone();
         if options.erofs_root {
-            let image = console.with_file_name("root.erofs");
-            let tree = initramfs::Tree::for_root(&share.join("vminitd")).expect("the guest");
-            initramfs::erofs::write(&tree, &image).unwrap_or_else(|error| panic!("{error}"));
-            let serial = "root".parse().expect("a serial");
-            disks.insert(0, Disk { serial, path: image, read_only: true });
-            append.push_str(EROFS_ROOT);
+            let path = root_image(console.parent().expect("a file in a directory"));
+            let serial = ROOT_IMAGE_SERIAL.parse().expect("a serial");
+            disks.insert(0, Disk { serial, path, read_only: true });
+            append = format!("{append} {ROOT_IMAGE_CMDLINE}");
         } else {
             initramfs.get_or_insert_with(|| share.join("initramfs.cpio.zst"));
         }
@@ -366,6 +369,11 @@ fn mentions(event: &Envelope, container: &str) -> bool {
     any.value
         .windows(container.len() + 2)
         .any(|w| w[0] == 0x0a && w[1] == length && &w[2..] == container.as_bytes())
+}
+
+/// What the guest is made of.
+pub(crate) fn guest_share() -> PathBuf {
+    host_dist().join("share/vminitd/x86_64")
 }
 
 fn host_dist() -> PathBuf {

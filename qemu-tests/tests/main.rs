@@ -16,6 +16,7 @@
 //! | `exec_cli` | `vminitctl exec`, `list` and names of VMs, as a person uses them |
 //! | `extras` | files for the guest by a disk with a tar archive |
 //! | `guest_dial` | ports of the host that the guest dials |
+//! | `images` | `vminitctl run` with images and volumes, as a person uses it |
 //! | `isolation` | what a container that wants out reaches, and what one that takes everything spoils |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
@@ -50,6 +51,7 @@ mod exec;
 mod exec_cli;
 mod extras;
 mod guest_dial;
+mod images;
 mod isolation;
 mod launch;
 mod lifecycle;

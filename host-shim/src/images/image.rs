@@ -56,6 +56,14 @@ pub enum ImageError {
         /// Its mode or the system's reason.
         why: String,
     },
+    /// A filesystem that was not unmounted, whose journal cannot be replayed without writing.
+    #[error(
+        "{path:?} was not unmounted, and its journal cannot be replayed read-only: use it without ,ro once, or run `e2fsck -p` on it"
+    )]
+    Journal {
+        /// As given.
+        path: PathBuf,
+    },
     /// Something else than a filesystem that guests mount.
     #[error("{path:?} holds {found}; an image holds erofs, ext4 or squashfs")]
     Unknown {
@@ -111,6 +119,9 @@ impl Image {
             (_, Ok(kind)) => kind,
         };
         let read_only = wish.read_only || kind.is_read_only();
+        if read_only && kind == Kind::Ext4 && has_open_journal(&beginning) {
+            return Err(ImageError::Journal { path });
+        }
         if !read_only {
             // Root may write anything; a file that nobody may write is meant to stay as it is.
             if metadata.permissions().readonly() {
@@ -123,6 +134,13 @@ impl Image {
         let path = path.canonicalize().map_err(failed)?;
         Ok(Self { path, kind, read_only, serial: wish.serial.clone(), bytes })
     }
+}
+
+/// INCOMPAT_RECOVER in the superblock's s_feature_incompat: without a replay the kernel does not mount it.
+fn has_open_journal(beginning: &[u8]) -> bool {
+    const INCOMPATIBLE_FEATURES: usize = 1024 + 0x60;
+    const RECOVER: u8 = 4;
+    beginning.get(INCOMPATIBLE_FEATURES).is_some_and(|features| features & RECOVER != 0)
 }
 
 #[cfg(test)]
@@ -173,6 +191,17 @@ mod tests {
         assert!(error.contains("is a directory") && error.contains("--rootfs"), "{error}");
         assert!(examine(&directory.path().join("none"), "").unwrap_err().contains("none"));
         assert!(examine(Path::new("/dev/null"), "").unwrap_err().contains("character device"));
+    }
+
+    #[test]
+    fn a_journal_that_is_to_be_replayed_needs_writing() {
+        let directory = tempfile::tempdir().unwrap();
+        let ext4 = file(directory.path(), "x", 1080, b"\x53\xEF");
+        let mut bytes = fs::read(&ext4).unwrap();
+        bytes[1024 + 0x60] = 4;
+        fs::write(&ext4, bytes).unwrap();
+        assert!(examine(&ext4, "").is_ok());
+        assert!(examine(&ext4, ",ro").unwrap_err().contains("e2fsck -p"));
     }
 
     #[test]

@@ -17,3 +17,9 @@ pub mod kind;
 pub mod pack;
 pub mod stack;
 pub mod wish;
+
+/// What a kernel is told so that it boots from a root image on the VM's first disk.
+pub const ROOT_IMAGE_CMDLINE: &str = "root=/dev/vda rootfstype=erofs ro init=/sbin/vminitd";
+
+/// The serial of that disk.
+pub const ROOT_IMAGE_SERIAL: &str = "root";

@@ -617,7 +617,8 @@ impl LaunchError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Missing(_) => ErrorCode::Missing,
-            Self::Share(ShareError::NoDirectory { .. }) | Self::Cmdline(_) => ErrorCode::Invalid,
+            Self::Share(ShareError::Kind { .. } | ShareError::NoNamespace { .. })
+            | Self::Cmdline(_) => ErrorCode::Invalid,
             Self::Share(ShareError::Start { .. })
             | Self::Vsock(_)
             | Self::Socket(_)

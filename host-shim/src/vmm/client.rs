@@ -9,13 +9,15 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::FlockArg;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -242,15 +244,26 @@ pub struct OpenFiles(Vec<OwnedFd>);
 
 /// A file of the VM's cannot be opened. The caller's fault mostly; the path is in it.
 #[derive(Debug, thiserror::Error)]
-#[error("open the {what} {path:?}")]
-pub struct OpenError {
-    /// `kernel`, `initramfs` or `disk`.
-    what: &'static str,
-    /// Its path.
-    path: PathBuf,
-    /// The system's reason.
-    #[source]
-    source: io::Error,
+pub enum OpenError {
+    /// The system refuses.
+    #[error("open the {what} {path:?}")]
+    Open {
+        /// `kernel`, `initramfs` or `disk`.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Another VM writes the disk, or this one would write what another reads.
+    #[error("the disk {path:?} is in use: {by}")]
+    InUse {
+        /// Its path.
+        path: PathBuf,
+        /// By whom, and what would do.
+        by: &'static str,
+    },
 }
 
 impl OpenFiles {
@@ -267,13 +280,37 @@ impl OpenFiles {
     }
 }
 
-/// Opens a disk's image as the guest may use it.
+/// Opens a disk's image as the guest may use it, and takes it for this VM.
 pub fn open_disk(disk: &Disk) -> Result<OwnedFd, OpenError> {
-    open("disk", &disk.path, disk.read_only)
+    lock(open("disk", &disk.path, disk.read_only)?, disk)
+}
+
+/// Takes the image for this VM: flock(2), shared by those who only read. The lock goes with the fd to whoever runs the
+/// VM, and is free when the last of them has ended, however. (QEMU locks by itself, but can name no path.)
+fn lock(fd: OwnedFd, disk: &Disk) -> Result<OwnedFd, OpenError> {
+    let how =
+        if disk.read_only { FlockArg::LockSharedNonblock } else { FlockArg::LockExclusiveNonblock };
+    let by = match disk.read_only {
+        true => "another VM writes it",
+        false => "another VM has it; images that are given read-only to all (,ro) can be shared",
+    };
+    match take(&fd, how) {
+        Ok(()) => Ok(fd),
+        Err(Errno::EWOULDBLOCK) => Err(OpenError::InUse { path: disk.path.clone(), by }),
+        Err(errno) => {
+            Err(OpenError::Open { what: "disk", path: disk.path.clone(), source: errno.into() })
+        }
+    }
+}
+
+/// Not [`nix::fcntl::Flock`], which unlocks when it is dropped: the fd is to be passed on.
+fn take(fd: &OwnedFd, how: FlockArg) -> Result<(), Errno> {
+    #[expect(deprecated, reason = "its successor owns the file and unlocks it when it is dropped")]
+    nix::fcntl::flock(fd.as_raw_fd(), how)
 }
 
 fn open(what: &'static str, path: &Path, read_only: bool) -> Result<OwnedFd, OpenError> {
-    let error = |source| OpenError { what, path: path.to_owned(), source };
+    let error = |source| OpenError::Open { what, path: path.to_owned(), source };
     let file = File::options().read(true).write(!read_only).open(path).map_err(error)?;
     // A directory opens well and fails later, where nobody can say why.
     match file.metadata() {

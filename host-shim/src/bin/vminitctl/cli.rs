@@ -6,8 +6,10 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use host_shim::container::{TmpfsWish, VolumeWish};
 use host_shim::dials::GuestDial;
 use host_shim::extras::Extra;
+use host_shim::images::wish::ImageWish;
 use host_shim::vm::{MemorySize, VmName};
 
 /// Runs containers, each in a small VM of its own.
@@ -96,16 +98,61 @@ pub struct RunArgs {
         long,
         value_name = "DIR",
         help_heading = "Container",
-        required_unless_present = "bundle"
+        required_unless_present_any = ["bundle", "image"]
     )]
     pub rootfs: Option<PathBuf>,
 
+    /// Disk image with the root filesystem, or a layer of it; may be repeated
+    ///
+    /// An erofs, ext4 or squashfs image, or a block device; which of them is found out when it is not said. Read-only
+    /// ones lie upon each other: the first at the bottom, each further one on top of those before it. An ext4 image
+    /// without ",ro" is written to: with others it is the top, whatever its place (in its directory "upper"), alone
+    /// it is the root filesystem. Without a writable one, what is written goes to a tmpfs and is gone with the VM.
+    /// serial= is the disk's name in the guest. Where there are more images than a VM has slots, the read-only ones
+    /// without serial= become partitions of one disk, for which they are copied to TMPDIR. Two VMs can share an image
+    /// that both have read-only. Examples: --image root.erofs --image state.ext4; --image root.ext4,ro
+    #[arg(
+        long,
+        value_name = "FILE[,FSTYPE][,ro][,serial=S]",
+        help_heading = "Container",
+        action = ArgAction::Append,
+        conflicts_with = "rootfs"
+    )]
+    pub image: Vec<ImageWish>,
+
     /// OCI bundle: directory with config.json and a root filesystem
     ///
-    /// The root filesystem that config.json names is shared as with --rootfs. A CMD replaces the bundle's own. Where
-    /// process.terminal is true, --tty is implied.
+    /// The root filesystem that config.json names is shared as with --rootfs, unless --image gives another. Files and
+    /// directories of the host that its mounts bind are shared as with --volume. A CMD replaces the bundle's own.
+    /// Where process.terminal is true, --tty is implied.
     #[arg(long, value_name = "DIR", help_heading = "Container", conflicts_with = "rootfs")]
     pub bundle: Option<PathBuf>,
+
+    /// Directory or file of the host in the container; may be repeated
+    ///
+    /// It is shared by virtiofs and what is written there is written on the host, unless :ro is said: then the VM
+    /// cannot write it, whatever runs in it. Of a file the VM sees nothing that lies beside it; a file that is
+    /// replaced on the host (as editors do) stays the old one. GUEST is made if it is not there.
+    /// Examples: --volume ./data:/data; --volume ./app.conf:/etc/app.conf:ro
+    #[arg(
+        long,
+        value_name = "HOST:GUEST[:ro]",
+        help_heading = "Container",
+        action = ArgAction::Append
+    )]
+    pub volume: Vec<VolumeWish>,
+
+    /// Empty directory in the VM's memory, at PATH of the container; may be repeated
+    ///
+    /// With size=, mode= (default 1777), uid=, gid=, nr_inodes=, ro and noexec, after a colon and parted by commas.
+    /// Example: --tmpfs /scratch:size=64M,mode=0700
+    #[arg(
+        long,
+        value_name = "PATH[:OPTIONS]",
+        help_heading = "Container",
+        action = ArgAction::Append
+    )]
+    pub tmpfs: Vec<TmpfsWish>,
 
     /// Connect stdin; without it the command reads an empty file
     ///
@@ -168,6 +215,14 @@ pub struct RunArgs {
         help_heading = "VM"
     )]
     pub initramfs: Option<PathBuf>,
+
+    /// Boot from this erofs image instead of an initramfs
+    ///
+    /// The guest's own root, not the container's: read-only, on the VM's first disk, with our program as
+    /// /sbin/vminitd. One is installed as share/vminitd/x86_64/root.erofs beside this program's directory. --initramfs
+    /// is of no effect then. Example: --root-image dist/share/vminitd/x86_64/root.erofs
+    #[arg(long, value_name = "FILE", help_heading = "VM")]
+    pub root_image: Option<PathBuf>,
 
     /// Add a word to the guest's kernel command line; may be given more than once
     ///

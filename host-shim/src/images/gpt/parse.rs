@@ -124,7 +124,7 @@ impl Table {
         if count > MAX_ENTRIES {
             return number("the number of entries", count.into());
         }
-        if entry_bytes < ENTRY_BYTES || entry_bytes > 4096 || !entry_bytes.is_power_of_two() {
+        if !(ENTRY_BYTES..=4096).contains(&entry_bytes) || !entry_bytes.is_power_of_two() {
             return number("the size of an entry", entry_bytes as u64);
         }
         // 4 MiB at most.

@@ -3,6 +3,7 @@
 pub mod child;
 pub mod hidden_socket;
 pub mod holes;
+pub mod lone_file;
 pub mod namespaces;
 
 use std::io;

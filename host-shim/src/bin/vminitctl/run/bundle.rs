@@ -1,15 +1,17 @@
-//! What to run, from the options: a config.json and the directory of the root filesystem.
+//! What to run, from the options: a config.json and what its root filesystem is made of.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use host_shim::container::{ProcessWish, default_spec};
+use host_shim::container::{ProcessWish, Rootfs, Shares, default_spec};
 use host_shim::sys::terminal::Size;
 use host_shim::vm::VmName;
 use oci_spec::runtime::{BoxBuilder, RootBuilder, Spec};
 
 use super::RunError;
+use super::storage::Storage;
+use super::volumes;
 use crate::cli::RunArgs;
 use crate::process::{resolve_env, set_env, term_entry};
 
@@ -18,25 +20,24 @@ pub struct Container {
     spec: Spec,
     /// True when its process has a terminal.
     pub tty: bool,
-    /// The host's directory with the root filesystem; absolute.
-    pub rootfs: PathBuf,
+    /// What the VM is to be given of the host.
+    pub storage: Storage,
 }
 
 impl Container {
     /// Reads the bundle, or makes a spec for `--rootfs`.
     pub fn from_args(args: &RunArgs) -> Result<Self, RunError> {
         let env = args.env.iter().map(|entry| resolve_env(entry)).collect::<Result<Vec<_>, _>>()?;
-        let (mut spec, rootfs) = match (&args.bundle, &args.rootfs) {
-            (Some(bundle), _) => from_bundle(bundle, &args.command)?,
-            (None, Some(rootfs)) if !args.command.is_empty() => {
+        let (mut spec, rootfs) = match &args.bundle {
+            Some(bundle) => from_bundle(bundle, &args.command)?,
+            None if args.command.is_empty() => return Err(RunError::NoCommand),
+            None => {
                 let hostname =
                     args.name.as_ref().map_or_else(|| "vm".to_owned(), VmName::to_string);
                 let wish =
                     ProcessWish { args: args.command.clone(), hostname, ..Default::default() };
-                (default_spec(&wish), rootfs.clone())
+                (default_spec(&wish), args.rootfs.clone().unwrap_or_default())
             }
-            (None, Some(_)) => return Err(RunError::NoCommand),
-            (None, None) => unreachable!("the option table wants one of the two"),
         };
         let process = spec.process_mut().get_or_insert_default();
         let tty = args.tty || process.terminal().unwrap_or(false);
@@ -46,9 +47,20 @@ impl Container {
             ours.push(term_entry());
         }
         set_env(ours, env);
-        let rootfs = readable_directory(&rootfs)
-            .map_err(|source| RunError::Rootfs { path: rootfs.clone(), source })?;
-        Ok(Self { spec, tty, rootfs })
+        let mut shares = Shares::default();
+        // What is missing is said before anything is copied.
+        let binds = volumes::find(&spec, args, &mut shares)?;
+        let storage = match args.image.is_empty() {
+            true => Storage::directory(&rootfs, shares)?,
+            false => Storage::images(args, shares)?,
+        };
+        binds.put_into(&mut spec, &storage.rootfs, args);
+        Ok(Self { spec, tty, storage })
+    }
+
+    /// What Create is to mount.
+    pub fn rootfs(&self) -> &Rootfs {
+        &self.storage.rootfs
     }
 
     /// How large the terminal is when the process is made.
@@ -92,24 +104,8 @@ fn from_bundle(bundle: &Path, command: &[String]) -> Result<(Spec, PathBuf), Run
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(RunError::NoCommand);
     }
-    for mount in spec.mounts().iter().flatten() {
-        if let Some(source) = mount.source().as_ref().filter(|_| binds(mount)) {
-            let text = format!("mount of {source:?}: host paths cannot be mounted yet");
-            return Err(fail(text.into()));
-        }
-    }
     let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let in_guest = RootBuilder::default().path("rootfs").readonly(readonly).build();
     spec.set_root(Some(in_guest.expect("every field has a value")));
     Ok((spec, bundle.join(root)))
-}
-
-fn binds(mount: &oci_spec::runtime::Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
-}
-
-fn readable_directory(path: &Path) -> std::io::Result<PathBuf> {
-    std::fs::read_dir(path)?;
-    path.canonicalize()
 }

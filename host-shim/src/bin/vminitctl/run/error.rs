@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use host_shim::container::ShareError;
 use host_shim::ctl::DirectoryError;
 use host_shim::extras::ExtrasError;
 use host_shim::guest::{CallError, NotServing};
@@ -30,6 +31,12 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// An image cannot be used.
+    #[error("--image")]
+    Image(#[source] Box<dyn Error + Send + Sync>),
+    /// A path of the host cannot be shared.
+    #[error("--volume")]
+    Volume(#[source] ShareError),
     /// The bundle's config.json cannot be read.
     #[error("--bundle: {path:?}")]
     Bundle {

@@ -16,18 +16,20 @@ mod chart;
 mod console;
 mod drawing;
 mod error;
+mod storage;
 mod timings;
+mod volumes;
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use host_shim::container::shared_rootfs;
 use host_shim::ctl::{self, About, Claim, DirectoryError};
 use host_shim::guest::{BOOT_DEADLINE, CallError, Guest, Ports, SteadyGuest, unlimited};
+use host_shim::images::{ROOT_IMAGE_CMDLINE, ROOT_IMAGE_SERIAL};
 use host_shim::locate;
 use host_shim::machine::{BootOptions, Machine};
-use host_shim::vm::{Description, Draft, Share, Tag, VmName};
+use host_shim::vm::{Cmdline, Description, Disk, Draft, VmName};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::task::v3::{CreateTaskRequest, DeleteRequest};
@@ -49,9 +51,6 @@ const POWER_OFF_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The id of the one container in the VM.
 const CONTAINER: &str = "main";
-
-/// The tag of the share that holds the root filesystem.
-const ROOTFS_TAG: &str = "rootfs";
 
 /// Runs the command; returns its exit status.
 pub fn run(args: RunArgs) -> Result<i32, RunError> {
@@ -182,22 +181,30 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
     let talkative = args.chart.as_ref().map(|_| "loglevel=7");
     let words: Vec<&str> =
         talkative.into_iter().chain(args.append.iter().map(String::as_str)).collect();
+    let mut cmdline: Cmdline = words.join(" ").parse().map_err(RunError::Cmdline)?;
+    let mut disks = vm.container.storage.disks.clone();
+    let initramfs = match &args.root_image {
+        Some(path) => {
+            let ours = ROOT_IMAGE_CMDLINE.parse().expect("a constant that is a command line");
+            cmdline = cmdline.after(ours).map_err(RunError::Cmdline)?;
+            let serial = ROOT_IMAGE_SERIAL.parse().expect("a constant that is a serial");
+            disks.insert(0, Disk { serial, path: path.clone(), read_only: true });
+            None
+        }
+        None => Some(locate::initramfs(args.initramfs.clone())?),
+    };
     let mut draft = Draft {
         name: vm.name.clone(),
         kernel: locate::kernel(args.kernel.clone())?,
-        initramfs: Some(locate::initramfs(args.initramfs.clone())?),
-        cmdline: words.join(" ").parse().map_err(RunError::Cmdline)?,
+        initramfs,
+        cmdline,
         memory: args.memory,
         cpus: args.cpus,
         guest_cid: Default::default(),
         guest_dials: args.guest_dials.iter().map(|dial| dial.port).collect(),
-        disks: Vec::new(),
+        disks,
         hotplug_slots: Default::default(),
-        shares: vec![Share {
-            tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a constant that is a tag"),
-            path: vm.container.rootfs.clone(),
-            read_only: true,
-        }],
+        shares: vm.container.storage.shares.clone(),
         accelerator: Default::default(),
     };
     around::add_extras(&mut draft, &args.extras, &vm.claim)?;
@@ -282,7 +289,7 @@ async fn try_to_create(
     timings.mark(Mark::Creating);
     let request = CreateTaskRequest {
         id: target.container.clone(),
-        rootfs: shared_rootfs(ROOTFS_TAG, &bundle),
+        rootfs: vm.container.rootfs().mounts(&bundle),
         bundle,
         terminal: vm.container.tty,
         stdin: stdio.stdin_uri(),
