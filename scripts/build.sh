@@ -37,6 +37,9 @@ guest() {
     mkdir -p target
     cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --compress zstd -o target/initramfs.cpio.zst
     install_as 644 target/initramfs.cpio.zst "$GUEST/initramfs.cpio.zst"
+    # The same on a read-only disk, for `vminitctl run --root-image`.
+    cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --format erofs -o target/root.erofs
+    install_as 644 target/root.erofs "$GUEST/root.erofs"
 }
 
 host() {

@@ -7,7 +7,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 for need in "$@"; do
     case $need in
     # protoc (and the well-known messages) for the bindings
-    rust) apt_need "our Rust code" gcc libc6-dev pkg-config protobuf-compiler libprotobuf-dev ;;
+    rust)
+        apt_need "our Rust code" gcc libc6-dev pkg-config protobuf-compiler libprotobuf-dev
+        apt_need "the guest's root image" erofs-utils
+        ;;
     vm) "$ROOT/scripts/qemu.sh" ;;
     busybox) apt_need "the containers' root filesystem" busybox-static ;;
     disks) apt_need "tests that make disk images" cryptsetup-bin e2fsprogs erofs-utils fdisk ;;

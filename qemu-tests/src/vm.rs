@@ -372,7 +372,7 @@ fn mentions(event: &Envelope, container: &str) -> bool {
 }
 
 /// What the guest is made of.
-pub(crate) fn guest_share() -> PathBuf {
+pub fn guest_share() -> PathBuf {
     host_dist().join("share/vminitd/x86_64")
 }
 

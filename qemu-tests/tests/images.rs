@@ -1,4 +1,4 @@
-//! `vminitctl run` with images, volumes and tmpfs, as a person uses it.
+//! `vminitctl run` with images, volumes and tmpfs, as a person uses it; and `vminitd --check-kernel`.
 //!
 //! How it proves its point: images are made by mkfs.erofs and mke2fs, and what the container says of them is held
 //! against what was put in; what was given read-only is compared byte by byte afterwards.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use qemu_tests::images::{erofs, ext4, layer, root_image};
-use qemu_tests::{cli, rootfs};
+use qemu_tests::{cli, guest_share, rootfs};
 
 fn vminitctl(args: &[&str]) -> Command {
     let mut command = Command::new(cli::vminitctl());
@@ -83,7 +83,7 @@ fn writable_image_alone_is_the_root_and_a_read_only_one_never_changes() {
 fn images_beyond_the_slots_are_partitions_of_one_disk_in_their_order() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut images = vec![erofs(directory.path(), "base", rootfs())];
-    for number in 1..=40 {
+    for number in 1..=70 {
         let files = [("data/top", &*format!("{number}\n")), (&*format!("data/{number}"), "")];
         let tree = layer(directory.path(), &format!("tree{number}"), &files);
         images.push(erofs(directory.path(), &number.to_string(), &tree));
@@ -96,9 +96,9 @@ fn images_beyond_the_slots_are_partitions_of_one_disk_in_their_order() {
         .args(["--", "sh", "-c", "cat /data/top; ls /data | wc -l; ls /sys/block | grep -c vd"])
         .output()
         .expect("vminitctl starts");
-    // 40 numbers, `top`, and what the root filesystem itself has there.
+    // 70 numbers, `top`, and what the root filesystem itself has there.
     let others = fs::read_dir(rootfs().join("data")).expect("a directory").count();
-    assert_eq!(said(&output), format!("40\n{}\n1\n", 41 + others));
+    assert_eq!(said(&output), format!("70\n{}\n1\n", 71 + others));
     assert_eq!(fs::read_dir(&temporary).expect("a directory").count(), 0, "the disk is left");
 }
 
@@ -230,4 +230,15 @@ fn image_that_a_vm_writes_is_refused_to_another_until_that_has_ended() {
         (!in_use).then_some(output)
     });
     assert_eq!(said(&again.expect("the image is free again")), "again\n");
+}
+
+#[test]
+fn check_kernel_finds_nothing_lacking_in_our_guest() {
+    let guest = format!("{}:/check:ro", guest_share().join("vminitd").display());
+    // Not as PID 1, which it would take for its own VM's.
+    let output =
+        run(&["--rootfs", text(rootfs()), "--volume", &guest], "/check --check-kernel; exit $?");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("/proc/config.gz") && text.contains("nothing is lacking"), "{text}");
 }

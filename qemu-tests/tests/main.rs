@@ -24,6 +24,7 @@
 //! | `options` | runtime options of Create |
 //! | `pause` | Pause and Resume, also over the agent's death |
 //! | `pods` | containers that share namespaces |
+//! | `power_cut` | what survives when the VM is killed |
 //! | `pty` | terminals in the guest |
 //! | `reattach` | streams that are lost and replaced |
 //! | `oci` | the runtime specification, row by row |
@@ -60,6 +61,7 @@ mod oom;
 mod options;
 mod pause;
 mod pods;
+mod power_cut;
 mod pty;
 mod reaping;
 mod reattach;

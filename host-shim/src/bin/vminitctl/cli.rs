@@ -142,7 +142,7 @@ pub struct RunArgs {
     )]
     pub volume: Vec<VolumeWish>,
 
-    /// Empty directory in the VM's memory, at PATH of the container; may be repeated
+    /// Empty directory of the container in the VM's memory; may be repeated
     ///
     /// With size=, mode= (default 1777), uid=, gid=, nr_inodes=, ro and noexec, after a colon and parted by commas.
     /// Example: --tmpfs /scratch:size=64M,mode=0700

@@ -74,8 +74,8 @@ fn is_bind(mount: &Mount) -> bool {
 
 /// The last word counts.
 fn is_read_only(mount: &Mount) -> bool {
-    let words = mount.options().iter().flatten();
-    let last = words.filter(|word| matches!(&***word, "ro" | "rro" | "rw")).next_back();
+    let mut words = mount.options().iter().flatten();
+    let last = words.rfind(|word| matches!(&***word, "ro" | "rro" | "rw"));
     last.is_some_and(|word| word != "rw")
 }
 
