@@ -136,6 +136,19 @@ pub const COMPLAINT_LINES: usize = 4;
 pub const KMSG_RECORD_BYTES: usize = 4096;
 /// Disks, and partitions of one, that an error lists.
 pub const DISKS_TOLD: usize = 16;
+/// Mounts of the Mount service.
+pub const HOST_MOUNTS: usize = 1024;
+/// Bytes of a path: the kernel's PATH_MAX, without the NUL.
+pub const PATH_BYTES: usize = 4095;
+/// Bytes of one source, target or option of a mount once its templates are replaced. 256 layers in
+/// a bundle with the longest id take three quarters of it.
+pub const MOUNT_TEXT_BYTES: usize = 64 * 1024;
+/// Bytes of all of these of one list.
+pub const MOUNT_LIST_BYTES: usize = 1024 * 1024;
+/// Processes, and mounts, that the error about a mount in use names.
+pub const BUSY_TOLD: usize = 8;
+/// Ranges of a `uidmap=` or `gidmap=`: the kernel's UID_GID_MAP_MAX_EXTENTS.
+pub const ID_RANGES: usize = 340;
 /// Connections to the RPC port at the same time; further ones are closed at once.
 pub const RPC_CONNECTIONS: usize = 256;
 /// Stream handshakes under way at the same time; further connections wait.

@@ -20,6 +20,7 @@ use ttrpc::context::{self, Context};
 use vminitd_protocol::metadata::RESUME_AFTER;
 use vminitd_protocol::pb::containerd::task::v3::TaskClient;
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::BundleClient;
+use vminitd_protocol::pb::containerd::vminitd::services::mount::v1::MountClient;
 use vminitd_protocol::pb::containerd::vminitd::services::system::v1::{InfoResponse, SystemClient};
 use vminitd_protocol::pb::google::protobuf::Empty;
 use vminitd_protocol::pb::vminitd::v1::{EventsClient, MachineClient, StreamsClient};
@@ -147,6 +148,11 @@ impl Guest {
     /// Bundles.
     pub fn bundle(&self) -> BundleClient {
         BundleClient::new(self.rpc.clone())
+    }
+
+    /// Mounts that belong to no container.
+    pub fn mounts(&self) -> MountClient {
+        MountClient::new(self.rpc.clone())
     }
 
     /// The guest as a machine.

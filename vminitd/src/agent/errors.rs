@@ -34,6 +34,9 @@ pub enum RpcError {
     /// The process's state does not allow it.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// The Mount service has mounted nothing there.
+    #[error("cannot unmount {0}: not found")]
+    NotMounted(String),
     /// The container has no cgroup any more.
     #[error("cgroup does not exist: not found")]
     NoCgroup,
@@ -100,6 +103,7 @@ impl RpcError {
             | Self::NoCgroup
             | Self::NoSupervisor
             | Self::NoStream(_)
+            | Self::NotMounted(_)
             | Self::Refused(Refusal::Finished | Refusal::Gone) => Code::NOT_FOUND,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
             Self::Refused(Refusal::NotStarted | Refusal::InitGone { .. }) => {
@@ -195,6 +199,11 @@ mod tests {
                 Refusal::Cannot { verb: "start", state: "running" }.into(),
                 Code::UNKNOWN,
                 "cannot start a running process",
+            ),
+            (
+                RpcError::NotMounted("/mnt/x".into()),
+                Code::NOT_FOUND,
+                "cannot unmount /mnt/x: not found",
             ),
             (RpcError::NoCgroup, Code::NOT_FOUND, "cgroup does not exist: not found"),
             (

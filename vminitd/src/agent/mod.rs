@@ -24,6 +24,7 @@ pub mod events;
 pub mod exec_spec;
 pub mod extras;
 pub mod handover;
+pub mod host_mounts;
 pub mod id;
 pub mod init_client;
 pub mod machine;
@@ -51,6 +52,7 @@ use self::dirs::Dirs;
 use self::errors::chain;
 use self::events::hub::{Hub, HubError};
 use self::handover::Handover;
+use self::host_mounts::HostMounts;
 use self::init_client::{InitClient, Notice};
 use self::profile::Profile;
 use self::server::accept::HostListener;
@@ -89,6 +91,8 @@ pub struct Agent {
     pub events: Arc<Hub>,
     /// What keeps containers from devices.
     pub guard: Arc<Guard>,
+    /// Mounts of the Mount service.
+    pub host_mounts: HostMounts,
     /// Seccomp filters that were compiled.
     pub filters: Arc<Cache>,
     /// The injected supervisor.
@@ -222,6 +226,7 @@ impl Agent {
             streams: Arc::default(),
             events: Arc::new(events),
             guard: Arc::default(),
+            host_mounts: HostMounts::new(paths::STATE_DIR.into()),
             filters: Arc::default(),
             supervisor: Supervisor::default(),
         }))

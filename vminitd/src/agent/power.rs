@@ -12,7 +12,8 @@ use tracing::{error, info, warn};
 
 use super::Agent;
 use super::errors::chain;
-use super::mounts::make;
+use super::mounts::place::Ground;
+use super::mounts::undo::undo;
 use super::process::lifecycle::State;
 use super::task::cleanup;
 use super::task::container::Container;
@@ -32,6 +33,9 @@ pub fn begin(agent: &Arc<Agent>, reboot: bool, reason: &'static str) {
             stopping.spawn(async move { stop(&container).await });
         }
         while stopping.join_next().await.is_some() {}
+        if let Err(error) = agent.host_mounts.unmount_all().await {
+            warn!(%error, "mounts of the host stay");
+        }
         tokio::time::sleep(REPLY_BEFORE_POWER_OFF).await;
         if let Err(error) = agent.init.power_off(reboot, reason.to_owned()).await {
             error!(error = %chain(&error), "init cannot be asked to power off");
@@ -71,7 +75,8 @@ async fn stop(container: &Arc<Container>) {
     container.init.hand_over().await;
     let record = container.record();
     let unmounted =
-        tokio::task::spawn_blocking(move || make::undo(&record.bundle, &record.places)).await;
+        tokio::task::spawn_blocking(move || undo(Ground::Bundle(&record.bundle), &record.places))
+            .await;
     if let Ok(Err(error)) = unmounted {
         warn!(container = %container.id, error = %chain(&error), "not unmounted");
     }

@@ -20,6 +20,11 @@ const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
 
+/// include/uapi/linux/stat.h (6.8).
+const STATX_MNT_ID_UNIQUE: libc::c_uint = 0x4000;
+/// include/uapi/linux/stat.h (5.8).
+const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
+
 /// MOUNT_ATTR_RDONLY.
 pub const ATTR_RDONLY: u64 = 0x1;
 /// MOUNT_ATTR_NOSUID.
@@ -40,6 +45,9 @@ pub const ATTR_STRICTATIME: u64 = 0x20;
 pub const ATTR_NODIRATIME: u64 = 0x80;
 /// MOUNT_ATTR_NOSYMFOLLOW (5.14).
 pub const ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
+
+/// MOUNT_ATTR_IDMAP (5.12).
+const ATTR_IDMAP: u64 = 0x10_0000;
 
 /// struct mount_attr, include/uapi/linux/mount.h.
 #[repr(C)]
@@ -123,10 +131,24 @@ impl Configuring {
 /// open_tree(2) with OPEN_TREE_CLONE.
 pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    open_tree(libc::AT_FDCWD, &path, recursive, 0)
+}
+
+/// The same of what a descriptor (which may be one of O_PATH) is open on.
+pub fn clone_open_tree(directory: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    open_tree(directory.as_raw_fd(), c"", recursive, libc::AT_EMPTY_PATH as libc::c_uint)
+}
+
+fn open_tree(
+    directory: RawFd,
+    path: &CStr,
+    recursive: bool,
+    flags: libc::c_uint,
+) -> io::Result<OwnedFd> {
     let recursive = if recursive { libc::AT_RECURSIVE as libc::c_uint } else { 0 };
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive;
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive | flags;
     // SAFETY: a NUL-terminated string that outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, directory, path.as_ptr(), flags) };
     owned(fd)
 }
 
@@ -139,7 +161,21 @@ pub fn set_attributes(
     propagation: u64,
     recursive: bool,
 ) -> io::Result<()> {
-    let attributes = MountAttr { set, clear, propagation, userns_fd: 0 };
+    change(mount, &MountAttr { set, clear, propagation, userns_fd: 0 }, recursive)
+}
+
+/// Shows the files of a mount that is attached to nothing as the ids that a user namespace maps
+/// theirs to. EINVAL where the filesystem does not do it. mount_setattr(2), MOUNT_ATTR_IDMAP.
+pub fn map_ids(
+    mount: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let userns_fd = u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?;
+    change(mount, &MountAttr { set: ATTR_IDMAP, clear: 0, propagation: 0, userns_fd }, recursive)
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: &MountAttr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: an empty string, and a struct of the size that is passed; both outlive the call.
     let result = unsafe {
@@ -148,7 +184,7 @@ pub fn set_attributes(
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<MountAttr>(),
         )
     };
@@ -169,6 +205,22 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
         )
     };
     checked(result)
+}
+
+/// Which mount a path (followed to its end) or descriptor leads to, by a number that is never given
+/// again, and whether it is that mount's root. statx(2) with STATX_MNT_ID_UNIQUE (6.8; before that
+/// by one that is given again).
+pub fn mount_at(path: &Path) -> io::Result<(u64, bool)> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // Never what would trigger an automount, nor a question to a server of files.
+    let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    let mask = libc::STATX_MNT_ID | STATX_MNT_ID_UNIQUE;
+    // SAFETY: statx is plain data, for which all zero is valid.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: a NUL-terminated string and a struct of ours, which both outlive the call.
+    let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, &raw mut found) };
+    checked(result.into())?;
+    Ok((found.stx_mnt_id, found.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0))
 }
 
 fn text(text: &str) -> io::Result<CString> {

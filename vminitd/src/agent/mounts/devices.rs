@@ -3,30 +3,37 @@
 //! Promises: all of them cost one look when they are there.
 //! Never: mounts.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::plan::{Planned, What};
+use super::options::Tree;
+use super::plan::{Planned, Source, What};
 use crate::agent::block::find::{FindError, find_all};
-use crate::agent::block::source::Source;
 
 /// Puts `/dev/vdX` in the place of each source that names a disk, however it does; waits for those
 /// that are yet to come.
 pub async fn resolve(planned: &mut [Planned], patience: Duration) -> Result<(), FindError> {
-    let mut sources = Vec::new();
-    let mut places = Vec::new();
+    let mut devices = Vec::new();
+    let mut places: Vec<Box<dyn FnOnce(PathBuf) + Send + '_>> = Vec::new();
     for mount in planned {
-        if let What::Filesystem { kind: "erofs" | "ext4", source } = &mut mount.what
-            && let Ok(named) = Source::try_from(&**source)
+        if let What::Filesystem { source, .. } = &mut mount.what
+            && let Source::Device(device) = source
         {
-            sources.push(named);
-            places.push(source);
+            devices.push(device.clone());
+            places.push(Box::new(move |path| *source = Source::Path(path)));
+        }
+        if let Some(verity) = &mut mount.options.verity
+            && let Tree::Device(device) = &verity.tree
+        {
+            devices.push(device.clone());
+            places.push(Box::new(move |path| verity.tree = Tree::Node(path)));
         }
     }
-    if sources.is_empty() {
+    if devices.is_empty() {
         return Ok(());
     }
-    for (place, path) in places.into_iter().zip(find_all(&sources, patience).await?) {
-        *place = path.display().to_string();
+    for (place, path) in places.into_iter().zip(find_all(&devices, patience).await?) {
+        place(path);
     }
     Ok(())
 }

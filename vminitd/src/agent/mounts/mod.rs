@@ -1,8 +1,13 @@
 //! A container's root filesystem from the mounts of its Create request.
 //!
-//! [`plan`] decides (pure), [`options`] reads option lists (pure), [`make`] mounts, and undoes.
+//! [`plan`] decides (pure), with [`template`] and [`options`] for texts (pure); [`make`] mounts,
+//! and undoes.
 
 pub mod devices;
+mod filesystem;
 pub mod make;
 pub mod options;
+pub mod place;
 pub mod plan;
+pub mod template;
+pub mod undo;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::connection::Services;
 use super::socket::Gone;
 use super::unbuilt;
-use crate::agent::{Agent, bundle, events, machine, system, task};
+use crate::agent::{Agent, bundle, events, host_mounts, machine, system, task};
 
 /// All of them.
 pub fn services(agent: &Arc<Agent>, gone: &Gone) -> Services {
@@ -15,6 +15,7 @@ pub fn services(agent: &Arc<Agent>, gone: &Gone) -> Services {
     services.extend(task::service::services(agent));
     services.extend(task::streams_service::services(agent));
     services.extend(bundle::service::services(agent));
+    services.extend(host_mounts::service::services(agent));
     services.extend(system::services(agent));
     services.extend(machine::services(agent));
     services.extend(events::service::services(&agent.events, gone));

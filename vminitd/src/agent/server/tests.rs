@@ -30,6 +30,7 @@ use super::services::services;
 use crate::agent::Agent;
 use crate::agent::dirs::Dirs;
 use crate::agent::events::hub::Hub;
+use crate::agent::host_mounts::HostMounts;
 use crate::agent::init_client::InitClient;
 use crate::config::Config;
 use crate::limits::RPC_CONNECTIONS;
@@ -64,6 +65,7 @@ fn setup() -> Setup {
     let agent = Arc::new(Agent {
         guard: Arc::default(),
         filters: Arc::default(),
+        host_mounts: HostMounts::new(dir.path().to_owned()),
         supervisor: Default::default(),
         profile: config.profile.into(),
         config,
@@ -156,8 +158,7 @@ fn both_versions_of_task_and_every_known_service_answer() {
         assert!(info.kernel_version.contains('.'));
         for (service, method) in [
             ("containerd.task.v3.Task", "NoSuchMethod"),
-            ("containerd.vminitd.services.mount.v1.Mount", "MountAll"),
-            ("containerd.vminitd.services.mount.v1.Mount", "UnmountAll"),
+            ("containerd.vminitd.services.mount.v1.Mount", "MountSome"),
             ("nerdbox.services.socketforward.v1.SocketForward", "Bind"),
             ("nerdbox.services.socketforward.v1.SocketForward", "Accept"),
             ("containerd.services.transfer.v1.Transfer", "Transfer"),

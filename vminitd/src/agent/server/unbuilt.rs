@@ -2,7 +2,7 @@
 //! and says so.
 //!
 //! Why they are registered at all: the ttrpc crate answers INVALID_ARGUMENT for a service that it
-//! does not know, and nerdbox's shim calls `UnmountAll` every 100 ms until it gets Unimplemented.
+//! does not know, and hosts try again on any code but Unimplemented.
 //! Never: does anything else. A row goes when its service comes.
 
 use async_trait::async_trait;
@@ -13,8 +13,7 @@ use super::connection::Services;
 
 /// Services and their methods. A streaming method need not be listed: an unknown method of a known
 /// service is Unimplemented already.
-const UNBUILT: [(&str, &[&str]); 3] = [
-    ("containerd.vminitd.services.mount.v1.Mount", &["MountAll", "Unmount", "UnmountAll"]),
+const UNBUILT: [(&str, &[&str]); 2] = [
     ("nerdbox.services.socketforward.v1.SocketForward", &["Bind"]),
     ("containerd.services.transfer.v1.Transfer", &["Transfer"]),
 ];

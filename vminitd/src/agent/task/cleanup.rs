@@ -21,7 +21,8 @@ use crate::agent::cgroup::{Cgroup, CgroupError};
 use crate::agent::errors::chain;
 use crate::agent::id::ContainerId;
 use crate::agent::init_client::Outcome;
-use crate::agent::mounts::make::{self, MountError};
+use crate::agent::mounts::place::Ground;
+use crate::agent::mounts::undo::{UnmountError, undo};
 use crate::agent::spec::{self, SpecError};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener;
@@ -49,7 +50,7 @@ pub enum CleanupError {
     Cgroup(#[from] CgroupError),
     /// A rootfs mount.
     #[error("remove the container's rootfs")]
-    Mount(#[from] MountError),
+    Mount(#[from] UnmountError),
     /// The bundle.
     #[error("remove the container's bundle")]
     Bundle(#[from] RemoveError),
@@ -147,7 +148,7 @@ fn remove_from_disk(
     };
     note(cgroup.remove().map_err(Into::into));
     note(remove_state(agent.dirs.libcontainer(id)));
-    let unmounted = make::undo(&record.bundle, &record.places);
+    let unmounted = undo(Ground::Bundle(&record.bundle), &record.places);
     let mounts_gone = unmounted.is_ok();
     note(unmounted.map_err(Into::into));
     if agent.dirs.owns_bundle(id, &record.bundle) {

@@ -36,6 +36,7 @@ use crate::agent::id::ContainerId;
 use crate::agent::init_client::{ExitSlot, Launched, Outcome};
 use crate::agent::mounts::devices;
 use crate::agent::mounts::make;
+use crate::agent::mounts::place::Ground;
 use crate::agent::mounts::plan::{Planned, plan};
 use crate::agent::process::lifecycle::Event;
 use crate::agent::spec::{self, Prepared};
@@ -149,7 +150,8 @@ impl<'a> Attempt<'a> {
         let options = options(request.options.as_ref())?;
         refuse_unbuilt(request)?;
         check_bundle(&self.record.bundle)?;
-        let mut planned = plan(&request.rootfs).map_err(|error| RpcError::invalid(&error))?;
+        let mut planned = plan(&self.record.bundle, &request.rootfs)
+            .map_err(|error| RpcError::Invalid(format!("rootfs: {error}")))?;
         self.record.places = make::places(&planned);
         self.record.habits.io_uid = options.io_uid;
         self.record.habits.io_gid = options.io_gid;
@@ -294,7 +296,8 @@ impl OnDisk {
         let filter = filter.map(|filter| (*filter).clone());
         let confinement = Confinement { capabilities: prepared.capabilities, filter };
         confinement.save(&self.directory).map_err(|error| RpcError::failed(&error))?;
-        make::make(&bundle, &self.planned).map_err(|error| RpcError::failed(&error))?;
+        make::make(Ground::Bundle(&bundle), &self.planned)
+            .map_err(|error| RpcError::failed(&error))?;
         if let Err(error) = prepared.make_cwd() {
             // Read-only, or in a volume: its absence is libcontainer's to tell.
             debug!(container = %self.id, %error, "its working directory is not made");
