@@ -13,7 +13,8 @@ for need in "$@"; do
         ;;
     vm) "$ROOT/scripts/qemu.sh" ;;
     busybox) apt_need "the containers' root filesystem" busybox-static ;;
-    disks) apt_need "tests that make disk images" cryptsetup-bin e2fsprogs erofs-utils fdisk ;;
+    disks) apt_need "tests that make disk images" cryptsetup-bin e2fsprogs erofs-utils squashfs-tools fdisk ;;
+    fuzz) apt_need "the engine of our fuzz targets" g++ ;;
     lint)
         apt_need "checking our scripts" shellcheck git
         # rustup's minimal profile and some distributions leave these out.

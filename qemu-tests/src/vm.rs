@@ -46,6 +46,8 @@ pub struct Options {
     pub disks: Vec<Disk>,
     /// Ports of the host that the guest may dial, and the sockets that they are.
     pub guest_dials: BTreeMap<u32, PathBuf>,
+    /// Directories of the host, beside the root filesystem's.
+    pub shares: Vec<Share>,
     /// Another initramfs.
     pub initramfs: Option<PathBuf>,
     /// No initramfs: a read-only root on the first disk.
@@ -63,6 +65,7 @@ impl Default for Options {
             cpus: 1,
             disks: Vec::new(),
             guest_dials: BTreeMap::new(),
+            shares: Vec::new(),
             initramfs: None,
             erofs_root: false,
             look_for_leaks: true,
@@ -183,6 +186,12 @@ impl Vm {
         } else {
             initramfs.get_or_insert_with(|| share.join("initramfs.cpio.zst"));
         }
+        let mut shares = vec![Share {
+            tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a tag"),
+            path: rootfs().to_owned(),
+            read_only: true,
+        }];
+        shares.extend(options.shares.iter().cloned());
         let draft = Draft {
             name: VmName::try_from(format!("test-{}", std::process::id())).expect("a name"),
             kernel: share.join("vmlinux"),
@@ -194,11 +203,7 @@ impl Vm {
             guest_dials: options.guest_dials.keys().copied().collect(),
             disks,
             hotplug_slots: Default::default(),
-            shares: vec![Share {
-                tag: Tag::try_from(ROOTFS_TAG.to_owned()).expect("a tag"),
-                path: rootfs().to_owned(),
-                read_only: true,
-            }],
+            shares,
             accelerator: Default::default(),
         };
         let description = Description::try_from(draft).expect("a VM that makes sense");

@@ -20,6 +20,8 @@
 //! | `isolation` | what a container that wants out reaches, and what one that takes everything spoils |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
 //! | `lifecycle` | states, events, exit statuses, many containers |
+//! | `mount_service` | mounts that belong to no container |
+//! | `mounts` | root filesystems from lists of mounts |
 //! | `oom` | containers that run out of memory |
 //! | `options` | runtime options of Create |
 //! | `pause` | Pause and Resume, also over the agent's death |
@@ -56,6 +58,8 @@ mod images;
 mod isolation;
 mod launch;
 mod lifecycle;
+mod mount_service;
+mod mounts;
 mod oci;
 mod oom;
 mod options;

@@ -94,7 +94,7 @@ fn unknown_service_and_method_are_unimplemented() {
     vm_test(async |vm| {
         for (service, method) in [
             ("containerd.task.v3.Task", "Teleport"),
-            ("containerd.vminitd.services.mount.v1.Mount", "UnmountAll"),
+            ("containerd.vminitd.services.mount.v1.Mount", "MountSome"),
             ("containerd.services.transfer.v1.Transfer", "Transfer"),
         ] {
             let request = ttrpc::Request {
