@@ -12,7 +12,11 @@ test *FILTER: (_setup "rust" "vm" "busybox" "disks") _build
     @scripts/test.sh "$@"
 
 # `test`, then what takes too long for every change
-test-all: test kernel-check soak
+test-all: test kernel-check soak fuzz
+
+# Feed the parsers of what comes from outside with random input, a minute each; `./dev fuzz --seconds 600 mount_options` one of them
+fuzz *FLAGS: (_setup "rust" "fuzz")
+    @scripts/fuzz.sh "$@"
 
 # Only the tests that repeat a thing for a long time
 soak: (_setup "rust" "vm" "busybox" "disks") _build

@@ -31,6 +31,7 @@ install_deny() {
 shell_scripts() { git ls-files -z dev .ci/run 'scripts/*.sh' 'kernel-config/*.sh' | xargs -0 shellcheck; }
 
 check "format" cargo fmt --all --check
+check "format of fuzz targets" rustfmt --check --edition 2024 fuzz/targets/*.rs
 check "house rules" scripts/tidy.sh
 check "shell scripts" shell_scripts
 check "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
