@@ -10,7 +10,8 @@
 //! Promises: a new agent goes on where the one before was killed, whenever that was: what it needs
 //! is in /run/vminitd before it is done, or kept by init; what can block is done on other threads,
 //! so that one call never waits for another's; pings are answered by the same thread that serves.
-//! Never: forks, or runs code of a container's; init's launchers do.
+//! Never: forks, or runs code of a container's; init's launchers do. (A mount with mapped ids needs a
+//! user namespace, and that a process for a moment: `sys/user_namespace.rs`.)
 //!
 //! Absent on purpose: locks over more than one assignment, and timers that poll.
 
