@@ -5,8 +5,8 @@
 //! ```
 //!
 //! Owns: the connections, each until both directions have ended.
-//! Promises: only listed ports are dialled (vminit-vmm refuses all others at once); a socket that is not there ends
-//! its connection at once; each direction ends on its own. Who listens knows the VM by the socket's path: all VMs may
+//! Promises: only listed ports are dialled (vminit-vmm refuses all others at once); so is one whose
+//! socket is not there; each direction ends on its own. Who listens knows the VM by the socket's path: all VMs may
 //! have the same context id.
 //! Never: looks into what is said.
 
@@ -47,7 +47,7 @@ impl FromStr for GuestDial {
 }
 
 /// Connects the guest's dials to their sockets, until the VM has ended and all of it is said. `tell` is called when a
-/// socket cannot be connected to: that dial's connection is closed.
+/// socket cannot be connected to: that dial is refused.
 pub async fn serve(
     mut dials: mpsc::Receiver<Dial>,
     sockets: BTreeMap<u32, PathBuf>,
@@ -60,17 +60,17 @@ pub async fn serve(
             dial = dials.recv() => dial,
             Some(_ended) = connections.join_next() => continue,
         };
-        let Some(Dial { port, mut stream }) = dial else { break };
+        let Some(dial) = dial else { break };
         let (sockets, tell) = (sockets.clone(), tell.clone());
         connections.spawn(async move {
             // vminit-vmm lets no other through.
-            let Some(path) = sockets.get(&port) else { return };
+            let Some(path) = sockets.get(&dial.port) else { return };
             match UnixStream::connect(path).await {
                 Ok(mut socket) => {
                     // However it ends, it ends for both.
-                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut socket).await;
+                    let _ = tokio::io::copy_bidirectional(&mut dial.accept(), &mut socket).await;
                 }
-                Err(error) => tell(port, path, error),
+                Err(error) => tell(dial.port, path, error),
             }
         });
     }

@@ -182,6 +182,13 @@ impl Machine {
         match order {
             Order::Start { vm, files, reply } => self.start(vm, files, reply),
             Order::Connect { port, reply } => self.connect(port, reply),
+            Order::Accept { dial, reply } => match self.vm().and_then(|vm| vm.vsock.as_ref()) {
+                Some(vsock) => {
+                    vsock.handle().accept(dial);
+                    reply.done();
+                }
+                None => no_vm(reply),
+            },
             // The device sees the end of a connection by itself.
             Order::Release { reply, .. } => reply.done(),
             Order::AttachDisk { disk, file, reply } => self.plug(reply, |hotplug, reply| {
@@ -567,10 +574,13 @@ fn start_vsock(
     let config = vsock::Config {
         guest_cid: vm.guest_cid().get().into(),
         guest_dial_ports: vm.guest_dials().iter().copied().collect(),
+        ask_owner: true,
     };
     let (happen, outbox) = (happen.clone(), outbox.clone());
     let events = move |event| match event {
-        VsockEvent::GuestDialed { port, stream, .. } => outbox.guest_dialed(port, stream),
+        VsockEvent::GuestDialed { port, dial, stream, .. } => {
+            outbox.guest_dialed(port, dial, stream)
+        }
         VsockEvent::Gone { reason } => drop(happen.send(Happening::VsockEnded(explain(&reason)))),
     };
     Ok((vsock::start(ours, config, events)?, qemus.into()))

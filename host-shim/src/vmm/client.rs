@@ -42,13 +42,26 @@ pub struct Vmm {
     pid: u32,
 }
 
-/// What the guest dialled.
+/// What the guest dials. It waits until [`Dial::accept`]; dropping this refuses it.
 #[derive(Debug)]
 pub struct Dial {
     /// The port of the host.
     pub port: u32,
-    /// The connection.
-    pub stream: GuestStream,
+    stream: GuestStream,
+    /// vminit-vmm's name for it.
+    dial: u64,
+    line: Line,
+}
+
+impl Dial {
+    /// Answers the guest. The stream is usable at once; a guest that has given up meanwhile shows as its end. Who closes
+    /// it before anything came may be faster than the answer, and have refused.
+    pub fn accept(self) -> GuestStream {
+        let accept = pb::Accept { dial: self.dial };
+        // Nobody waits for the answer: a VM that has ended shows in the stream.
+        let _ = self.line.ask(pb::request::Kind::Accept(accept), Vec::new());
+        self.stream
+    }
 }
 
 /// What runs the VM.
@@ -474,8 +487,13 @@ impl Reader {
                 kind: Some(pb::event::Kind::GuestDialed(dialed)),
             })) => {
                 if let Some(fd) = fds.pop() {
-                    let dial = Dial { port: dialed.port, stream: self.stream(dialed.conn, fd)? };
-                    // Nobody takes them, or not fast enough: the connection is closed.
+                    let dial = Dial {
+                        port: dialed.port,
+                        stream: self.stream(dialed.conn, fd)?,
+                        dial: dialed.dial,
+                        line: self.line.clone(),
+                    };
+                    // Nobody takes them, or not fast enough: it is refused.
                     let _ = self.dials.try_send(dial);
                 }
             }

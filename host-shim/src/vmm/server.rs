@@ -44,6 +44,13 @@ pub enum Order {
         /// Answer: [`ReplyTo::connected`].
         reply: ReplyTo,
     },
+    /// Take what the guest has dialled.
+    Accept {
+        /// The device's name for it.
+        dial: u64,
+        /// Answer: [`ReplyTo::done`].
+        reply: ReplyTo,
+    },
     /// The owner is done with a connection.
     Release {
         /// Its number.
@@ -148,14 +155,14 @@ enum Letter {
 }
 
 impl Outbox {
-    /// Tells the owner that the guest has dialled `port`. With too many such notices unread, the connection is closed
-    /// instead.
-    pub fn guest_dialed(&self, port: u32, stream: OwnedFd) {
+    /// Tells the owner that the guest dials `port`. With too many such notices unread, the connection is closed
+    /// instead, which refuses it.
+    pub fn guest_dialed(&self, port: u32, dial: u64, stream: OwnedFd) {
         if self.dials.fetch_add(1, Ordering::Relaxed) >= MAX_QUEUED_DIALS {
             self.dials.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let dialed = pb::GuestDialed { conn: self.next_conn(), port };
+        let dialed = pb::GuestDialed { conn: self.next_conn(), port, dial };
         let notice = event(pb::event::Kind::GuestDialed(dialed));
         self.post(Letter::Notice { notice, fds: vec![stream], dial: true });
     }
@@ -337,6 +344,7 @@ fn to_order(
         Some(pb::request::Kind::Connect(connect)) => {
             Ok(Order::Connect { port: connect.port, reply })
         }
+        Some(pb::request::Kind::Accept(accept)) => Ok(Order::Accept { dial: accept.dial, reply }),
         Some(pb::request::Kind::Release(release)) => {
             Ok(Order::Release { conn: release.conn, reply })
         }
@@ -597,7 +605,7 @@ mod tests {
         let owner = owner();
         for _ in 0..2 * OUTBOX_MESSAGES {
             let (ours, _theirs) = UnixStream::pair().unwrap();
-            owner.outbox.guest_dialed(1027, ours.into());
+            owner.outbox.guest_dialed(1027, 7, ours.into());
         }
         owner.ask(pb::request::Kind::Kill(pb::Kill {}), &[]);
         assert!(matches!(owner.order(), Order::Kill(_)));

@@ -138,6 +138,8 @@ pub struct Connection {
     owes_greeting: Option<Op>,
     /// The guest asked for our credit.
     owes_credit: bool,
+    /// The greeting waits until the host has accepted.
+    withheld: bool,
     /// Credit is gone and bytes wait: ask for it, once per stall.
     owes_credit_request: bool,
     /// A request was sent since the guest last gave credit.
@@ -170,6 +172,16 @@ impl Connection {
         connection
     }
 
+    /// The same, but nothing is said to the guest before [`Connection::greet`]; a host that leaves before refuses.
+    pub fn offer(request: &Packet) -> Connection {
+        Connection { withheld: true, ..Connection::accept(request) }
+    }
+
+    /// The host accepts.
+    pub fn greet(&mut self) {
+        self.withheld = false;
+    }
+
     fn new(ports: Ports, state: State, greeting: Op) -> Connection {
         Connection {
             ports,
@@ -182,6 +194,7 @@ impl Connection {
             sent: 0,
             guest: Credit::default(),
             owes_greeting: Some(greeting),
+            withheld: false,
             owes_credit: false,
             owes_credit_request: false,
             asked_for_credit: false,
@@ -259,6 +272,9 @@ impl Connection {
     /// The host reads no more; the backlog is to be dropped.
     pub fn handle_host_gone(&mut self, now: Instant) {
         self.taken = self.received;
+        if self.withheld {
+            return self.abort();
+        }
         match self.to_host {
             ToHost::Open => self.to_host = ToHost::HostGone,
             ToHost::GuestDone => self.to_host = ToHost::Done,
@@ -432,7 +448,7 @@ impl Connection {
             return None;
         }
         if let Some(greeting) = self.owes_greeting {
-            return Some(greeting);
+            return (!self.withheld).then_some(greeting);
         }
         let unannounced = self.taken.wrapping_sub(self.told_taken);
         let may_send = self.state == State::Open && self.to_host == ToHost::Open;

@@ -39,6 +39,8 @@ pub enum Round {
 pub struct Engine {
     guest_cid: u64,
     guest_dial_ports: HashSet<u32>,
+    /// The guest's dials wait for [`Engine::greet`].
+    asks_owner: bool,
     table: Table<Host>,
     /// Where the host's sockets are watched; their events come back through [`Engine::handle_host_event`].
     poller: Rc<Epoll>,
@@ -68,7 +70,27 @@ impl Engine {
         events: Box<dyn FnMut(VsockEvent) + Send>,
     ) -> Engine {
         let guest_dial_ports = guest_dial_ports.into_iter().collect();
-        Engine { guest_cid, guest_dial_ports, table: Table::new(), poller, events }
+        Engine {
+            guest_cid,
+            guest_dial_ports,
+            asks_owner: false,
+            table: Table::new(),
+            poller,
+            events,
+        }
+    }
+
+    /// From now on the guest's dials are answered when the owner has accepted them.
+    pub fn ask_owner(&mut self) {
+        self.asks_owner = true;
+    }
+
+    /// The owner accepts what the guest has dialled. One that is over, or no such one, is left alone.
+    pub fn greet(&mut self, id: ConnectionId) {
+        if let Some(entry) = self.table.get(id) {
+            entry.connection.greet();
+            self.settle(id);
+        }
     }
 
     /// The host dials `port`.
@@ -257,7 +279,11 @@ impl Engine {
         match HostSocket::pair() {
             Ok((socket, stream)) => {
                 let host = Host { socket: Some(socket), reply: None };
-                let id = self.table.insert_accepted(Connection::accept(request), host);
+                let connection = match self.asks_owner {
+                    true => Connection::offer(request),
+                    false => Connection::accept(request),
+                };
+                let id = self.table.insert_accepted(connection, host);
                 if self.watch(id).is_err() {
                     if let Some(entry) = self.table.get(id) {
                         entry.connection.abort();
@@ -268,6 +294,7 @@ impl Engine {
                 self.report(VsockEvent::GuestDialed {
                     port,
                     guest_port: request.ports.guest,
+                    dial: id.0,
                     stream,
                 });
             }

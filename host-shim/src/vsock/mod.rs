@@ -56,17 +56,22 @@ pub struct Config {
     pub guest_cid: u64,
     /// The ports of the host that the guest may dial; any other is refused at once.
     pub guest_dial_ports: Vec<u32>,
+    /// Each dial of the guest waits for [`Handle::accept`], and is refused when its stream is closed before. Otherwise
+    /// all are answered at once, for an owner in this process that takes what it has listed.
+    pub ask_owner: bool,
 }
 
 /// What the device tells its owner, from its own thread.
 #[derive(Debug)]
 pub enum VsockEvent {
-    /// The guest dialled a port on the list; it has been answered already.
+    /// The guest dialled a port on the list; it has been answered already, unless [`Config::ask_owner`] is set.
     GuestDialed {
         /// The host's port that it dialled.
         port: u32,
         /// The guest's own port.
         guest_port: u32,
+        /// Its name for [`Handle::accept`].
+        dial: u64,
         /// The connection: a blocking, close-on-exec Unix stream socket. Closing it ends the connection.
         stream: OwnedFd,
     },
@@ -225,6 +230,11 @@ impl Handle {
         reply: impl FnOnce(Result<OwnedFd, ConnectError>) + Send + 'static,
     ) {
         self.command(Command::Connect { port, reply: Reply::new(reply) });
+    }
+
+    /// Accepts what the guest has dialled, see [`VsockEvent::GuestDialed`]. Nothing happens when the guest has given up.
+    pub fn accept(&self, dial: u64) {
+        self.command(Command::Accept { dial });
     }
 
     fn command(&self, command: Command) {

@@ -44,7 +44,7 @@ impl Vmm {
     fn connected(cid: u64) -> Vmm {
         let (ours, devices) = UnixStream::pair().unwrap();
         let (sender, events) = channel();
-        let config = Config { guest_cid: cid, guest_dial_ports: vec![LISTED] };
+        let config = Config { guest_cid: cid, guest_dial_ports: vec![LISTED], ask_owner: false };
         let device = start(devices, config, move |event| drop(sender.send(event))).unwrap();
 
         let mut frontend = Frontend::from_stream(ours, 3);
@@ -222,7 +222,7 @@ fn at_end(mut stream: &UnixStream) -> bool {
 #[test]
 fn reserved_addresses_are_refused() {
     for cid in [0, 1, 2, u64::from(u32::MAX), 1 << 32] {
-        let config = Config { guest_cid: cid, guest_dial_ports: Vec::new() };
+        let config = Config { guest_cid: cid, guest_dial_ports: Vec::new(), ask_owner: false };
         let refused = start(UnixStream::pair().unwrap().0, config, |_| {});
         assert!(matches!(refused, Err(VsockError::ReservedCid { .. })));
     }
@@ -439,7 +439,7 @@ fn processor_time(name: &str) -> Duration {
 #[test]
 fn a_device_is_dropped_in_the_middle_of_a_request() {
     let (mut ours, devices) = UnixStream::pair().unwrap();
-    let config = Config { guest_cid: 3, guest_dial_ports: Vec::new() };
+    let config = Config { guest_cid: 3, guest_dial_ports: Vec::new(), ask_owner: false };
     let device = start(devices, config, |_| {}).unwrap();
     // Half of a request's header: the thread waits for the rest.
     ours.write_all(&[1, 0, 0, 0, 1, 0]).unwrap();
@@ -523,7 +523,7 @@ proptest! {
     ) {
         let (mut ours, devices) = UnixStream::pair().unwrap();
         let (sender, events) = channel();
-        let config = Config { guest_cid: 3, guest_dial_ports: Vec::new() };
+        let config = Config { guest_cid: 3, guest_dial_ports: Vec::new(), ask_owner: false };
         let device = start(devices, config, move |event| drop(sender.send(event))).unwrap();
         for (code, flags, body) in requests {
             let mut request = Vec::new();

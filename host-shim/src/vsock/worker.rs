@@ -36,6 +36,8 @@ const EVENTS: usize = 64;
 pub enum Command {
     /// Dial the guest.
     Connect { port: u32, reply: Reply },
+    /// Answer a dial of the guest.
+    Accept { dial: u64 },
     /// End.
     Stop,
 }
@@ -70,7 +72,11 @@ impl Worker {
     pub fn run(self) {
         let Worker { socket, config, events, inbox, wake, epoll } = self;
         let epoll = Rc::new(epoll);
-        let engine = Engine::new(config.guest_cid, config.guest_dial_ports, epoll.clone(), events);
+        let mut engine =
+            Engine::new(config.guest_cid, config.guest_dial_ports, epoll.clone(), events);
+        if config.ask_owner {
+            engine.ask_owner();
+        }
         let frontend = Arc::new(Mutex::new(Frontend::new(config.guest_cid)));
         let requests = BackendReqHandler::from_stream(socket, frontend.clone());
         let mut service = Service {
@@ -213,6 +219,7 @@ impl Service {
                     Guest::Down => reply.give(Err(ConnectError::NoGuest)),
                     Guest::Gone => reply.give(Err(ConnectError::DeviceGone)),
                 },
+                Ok(Command::Accept { dial }) => self.engine.greet(ConnectionId(dial)),
                 Ok(Command::Stop) => return Obeyed::Stop,
                 Err(TryRecvError::Empty) => return Obeyed::All,
                 // The device's handle is kept by the device, whose drop sends `Stop` first.

@@ -28,12 +28,13 @@ fn the_guests_dial_reaches_its_owner_and_the_answer_the_guest() {
     run(async {
         let (vm, mut dials) = peer().await;
         let answer = tokio::spawn(command(&vm, &format!("dial {DIAL_PORT} question")).await);
-        let mut dial = timeout(PATIENCE, dials.recv()).await.unwrap().unwrap();
+        let dial = timeout(PATIENCE, dials.recv()).await.unwrap().unwrap();
         assert_eq!(dial.port, DIAL_PORT);
+        let mut stream = dial.accept();
         let mut text = String::new();
-        dial.stream.read_to_string(&mut text).await.unwrap();
-        dial.stream.write_all(format!("answer to {text}").as_bytes()).await.unwrap();
-        drop(dial);
+        stream.read_to_string(&mut text).await.unwrap();
+        stream.write_all(format!("answer to {text}").as_bytes()).await.unwrap();
+        drop(stream);
         assert_eq!(answer.await.unwrap(), "answer to question");
     });
 }
@@ -45,6 +46,16 @@ fn the_guests_dial_of_a_port_that_is_not_listed_is_refused() {
         let refused = command(&vm, "dial 9003 question").await.await;
         assert_eq!(refused, format!("errno {}", nix::libc::ECONNRESET));
         assert!(dials.try_recv().is_err());
+    });
+}
+
+#[test]
+fn the_guests_dial_that_its_owner_does_not_take_is_refused() {
+    run(async {
+        let (vm, mut dials) = peer().await;
+        let refused = tokio::spawn(command(&vm, &format!("dial {DIAL_PORT} question")).await);
+        drop(timeout(PATIENCE, dials.recv()).await.unwrap().unwrap());
+        assert_eq!(refused.await.unwrap(), format!("errno {}", nix::libc::ECONNRESET));
     });
 }
 
@@ -81,15 +92,16 @@ fn a_closed_port_of_the_guest_is_refused_at_once() {
 fn bytes_that_the_guest_sent_before_it_powered_off_reach_an_owner_that_reads_later() {
     run(async {
         let (vm, mut dials) = peer().await;
-        assert_eq!(command(&vm, &format!("send {DIAL_PORT} {UNREAD_BYTES}")).await.await, "sent");
-        let mut dial = timeout(PATIENCE, dials.recv()).await.unwrap().unwrap();
+        let sent = tokio::spawn(command(&vm, &format!("send {DIAL_PORT} {UNREAD_BYTES}")).await);
+        let mut stream = timeout(PATIENCE, dials.recv()).await.unwrap().unwrap().accept();
+        assert_eq!(sent.await.unwrap(), "sent");
         assert_eq!(command(&vm, "off").await.await, "soon");
         let exited = vm.exited().await;
         assert_eq!(exited.reason, ExitReason::PowerOff, "{exited}");
         let mut came = Vec::new();
-        timeout(PATIENCE, dial.stream.read_to_end(&mut came)).await.unwrap().unwrap();
+        timeout(PATIENCE, stream.read_to_end(&mut came)).await.unwrap().unwrap();
         assert_eq!(came.len(), UNREAD_BYTES);
-        drop(dial);
+        drop(stream);
         vm.assert_gone();
     });
 }
@@ -127,10 +139,14 @@ async fn peer() -> (Vm, mpsc::Receiver<Dial>) {
     let directory = tempfile::tempdir().unwrap();
     let initramfs = Some(pack(&directory));
     let guest_dials = BTreeSet::from([READY_PORT, DIAL_PORT]);
-    let draft = Draft { initramfs, guest_dials, ..draft(&directory, "") };
+    // So that the console says something before the guest dials, which waits for us then.
+    let draft = Draft { initramfs, guest_dials, ..draft(&directory, "loglevel=7") };
     let (vm, mut dials) = Vm::of(directory, draft).await;
     let ready = timeout(PATIENCE, dials.recv()).await.expect("the peer is up in time");
-    assert_eq!(ready.expect("a VM that lives").port, READY_PORT);
+    let ready = ready.expect("a VM that lives");
+    assert_eq!(ready.port, READY_PORT);
+    // Until the guest has closed it: our own close could overtake the answer.
+    timeout(PATIENCE, ready.accept().read_to_end(&mut Vec::new())).await.unwrap().unwrap();
     (vm, dials)
 }
 

@@ -71,6 +71,7 @@ impl Vm {
         let config = vsock::Config {
             guest_cid: GUEST_CID,
             guest_dial_ports: vec![READY_PORT, RESULT_PORT, DIAL_PORT],
+            ask_owner: false,
         };
         let report = move |event| drop(sender.send(event));
         let device = vsock::start(ours, config, report).expect("the device starts");

@@ -355,6 +355,35 @@ fn a_guest_without_credit_is_asked_for_it_and_its_bytes_come_then() {
 }
 
 #[test]
+fn a_dial_is_answered_when_the_owner_accepts_and_refused_when_it_leaves() {
+    let mut bench = Bench::with_buffers();
+    bench.engine.ask_owner();
+    let dial = |bench: &mut Bench, guest| {
+        bench.send(1, Ports { guest, host: LISTED }, &[]);
+        match bench.events.try_recv() {
+            Ok(VsockEvent::GuestDialed { dial, stream, .. }) => (dial, UnixStream::from(stream)),
+            other => panic!("not dialled: {other:?}"),
+        }
+    };
+    let (id, mut stream) = dial(&mut bench, 1);
+    // What the owner says before it accepts waits for that, too.
+    stream.write_all(b"early").unwrap();
+    assert!(bench.got().is_empty());
+    bench.engine.greet(ConnectionId(id));
+    bench.engine.greet(ConnectionId(id + 1000));
+    assert_eq!(bench.ops(), [2, 5]);
+
+    let (_, stream) = dial(&mut bench, 2);
+    drop(stream);
+    assert_eq!(bench.ops(), [3]);
+    // A guest that gives up meanwhile leaves nothing.
+    let (id, _stream) = dial(&mut bench, 3);
+    bench.send(3, Ports { guest: 3, host: LISTED }, &[]);
+    bench.engine.greet(ConnectionId(id));
+    assert!(bench.got().is_empty());
+}
+
+#[test]
 fn a_guest_that_dials_and_resets_all_the_time_leaves_nothing() {
     // No buffers: the answer to each dial stays in the queue, behind that to the first.
     let mut bench = Bench::new();
