@@ -159,6 +159,11 @@ impl InitClient {
         }
     }
 
+    /// Tells init that a launch is near.
+    pub async fn expect_launch(&self) -> Result<(), LinkError> {
+        self.link.send(&ToInit::Expect, &[]).await
+    }
+
     /// Puts duplicates of the fds into safe keeping.
     pub async fn keep(
         &self,

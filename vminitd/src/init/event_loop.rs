@@ -248,6 +248,7 @@ impl EventLoop {
                     self.report(report);
                 }
             }
+            ToInit::Expect => self.launches.expect(now),
             ToInit::CancelLaunch { request } => {
                 let others = Others {
                     agent: &self.agent,

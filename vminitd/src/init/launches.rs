@@ -17,8 +17,8 @@ use super::launch_state::{Action, Event, State};
 use super::strays;
 use crate::launcher::outcome::Outcome;
 use crate::launcher::scratch::{self, Scratch};
-use crate::launcher::{self, Order};
-use crate::limits::{CLEANING, CLEANING_LOOK, LAUNCHES, REASON_BYTES};
+use crate::launcher::{self, Needs, Order};
+use crate::limits::{CLEANING, CLEANING_LOOK, LAUNCHES, REASON_BYTES, SPARE_KEPT};
 use crate::link::codec;
 use crate::link::message::{Failure, Launch, RequestId, Target};
 use crate::sys::clone::{self, Forked};
@@ -30,6 +30,8 @@ use crate::sys::{pidfd, seqpacket};
 pub struct Launches {
     under_way: Vec<UnderWay>,
     cgroups: Pool,
+    /// A launcher that was forked ahead.
+    spare: Option<Spare>,
     /// For results. Here, since clearing it anew would cost more than the call that fills it.
     buffer: Box<[u8]>,
 }
@@ -37,7 +39,7 @@ pub struct Launches {
 impl Default for Launches {
     fn default() -> Self {
         let buffer = vec![0; RESULT_BYTES].into_boxed_slice();
-        Launches { under_way: Vec::new(), cgroups: Pool::default(), buffer }
+        Launches { under_way: Vec::new(), cgroups: Pool::default(), spare: None, buffer }
     }
 }
 
@@ -91,8 +93,38 @@ struct UnderWay {
     master: Option<OwnedFd>,
 }
 
+/// A launcher that waits for its order.
+#[derive(Debug)]
+struct Spare {
+    launcher: Launcher,
+    /// It ends then, if nobody has needed it.
+    until: Duration,
+}
+
+/// A launcher, as it was forked.
+#[derive(Debug)]
+struct Launcher {
+    pid: i32,
+    pidfd: OwnedFd,
+    result: OwnedFd,
+    cgroup: Option<LaunchCgroup>,
+}
+
 impl Launches {
-    /// Forks a launcher. An error is the request's report: nothing was started.
+    /// A launch is near: its launcher is forked ahead and does its first acts, while the host
+    /// and the agent do what comes before the launch.
+    pub fn expect(&mut self, now: Duration) {
+        if self.spare.is_some() {
+            return;
+        }
+        match self.fork(None) {
+            Ok(launcher) => self.spare = Some(Spare { launcher, until: now + SPARE_KEPT }),
+            // Then the launch itself says why.
+            Err(reason) => debug!("no launcher ahead: {reason}"),
+        }
+    }
+
+    /// Forks a launcher, or takes the one that was forked ahead. An error is the request's report: nothing was started.
     pub fn start(
         &mut self,
         request: RequestId,
@@ -103,8 +135,8 @@ impl Launches {
         let target = launch.target.clone();
         let has_scratch = Scratch::is_needed(&launch.job);
         let deadline = now + Duration::from_millis(launch.deadline_ms);
-        match self.fork(launch, fds) {
-            Ok((pid, pidfd, result, cgroup)) => {
+        match self.launcher(launch, fds) {
+            Ok(Launcher { pid, pidfd, result, cgroup }) => {
                 remember(Moment::LauncherForked, pid, request as u32);
                 self.under_way.push(UnderWay {
                     request,
@@ -128,16 +160,40 @@ impl Launches {
         }
     }
 
-    fn fork(
-        &mut self,
-        launch: Launch,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(i32, OwnedFd, OwnedFd, Option<LaunchCgroup>), String> {
-        if self.under_way.len() >= LAUNCHES {
-            return Err(format!("{LAUNCHES} launches are under way already"));
-        }
+    fn launcher(&mut self, launch: Launch, fds: Vec<OwnedFd>) -> Result<Launcher, String> {
         if fds.len() != launch.fds.len() {
             return Err(format!("{} descriptors for {} roles", fds.len(), launch.fds.len()));
+        }
+        if Needs::of(&launch.job) == Needs::USUAL
+            && self.under_way.len() < LAUNCHES
+            && let Some(Spare { launcher, .. }) = self.spare.take()
+        {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            let ordered = codec::encode(&launch)
+                .map_err(std::io::Error::other)
+                .and_then(|bytes| seqpacket::send(launcher.result.as_fd(), &bytes, &fds));
+            match ordered {
+                Ok(()) => return Ok(launcher),
+                Err(error) => {
+                    debug!("the launcher that was forked ahead is no use: {error}");
+                    self.dismiss(launcher);
+                }
+            }
+        }
+        self.fork(Some((launch, fds)))
+    }
+
+    /// Ends one that is not needed. Nobody waits for it: it is reaped as a stranger.
+    fn dismiss(&mut self, launcher: Launcher) {
+        let _ = pidfd::send_signal(launcher.pidfd.as_fd(), libc::SIGKILL);
+        if let Some(cgroup) = launcher.cgroup {
+            self.cgroups.give_back(cgroup);
+        }
+    }
+
+    fn fork(&mut self, launch: Option<(Launch, Vec<OwnedFd>)>) -> Result<Launcher, String> {
+        if self.under_way.len() >= LAUNCHES {
+            return Err(format!("{LAUNCHES} launches are under way already"));
         }
         let failed = |what: &str, error: std::io::Error| format!("{what}: {error}");
         let (ours, theirs) =
@@ -146,8 +202,8 @@ impl Launches {
             .map_err(|error| failed("make a result socket", error))?;
         let cgroup = self.cgroups.take();
         match clone::fork(cgroup.as_ref().map(LaunchCgroup::as_fd)) {
-            Ok(Forked::Child) => launcher::run(Order { launch, fds, result: theirs }),
-            Ok(Forked::Parent { pid, pidfd }) => Ok((pid, pidfd, ours, cgroup)),
+            Ok(Forked::Child) => launcher::run(Order { launch, result: theirs }),
+            Ok(Forked::Parent { pid, pidfd }) => Ok(Launcher { pid, pidfd, result: ours, cgroup }),
             Err(error) => {
                 if let Some(cgroup) = cgroup {
                     self.cgroups.give_back(cgroup);
@@ -209,6 +265,9 @@ impl Launches {
 
     /// Looks at deadlines and at what is being cleaned.
     pub fn tick(&mut self, now: Duration, host: &impl Known) -> Vec<Report> {
+        if let Some(spare) = self.spare.take_if(|spare| now >= spare.until) {
+            self.dismiss(spare.launcher);
+        }
         let mut reports = Vec::new();
         for index in 0..self.under_way.len() {
             let launch = &self.under_way[index];
@@ -238,6 +297,7 @@ impl Launches {
                 State::Cleaning(..) => now + CLEANING_LOOK,
                 _ => launch.deadline,
             })
+            .chain(self.spare.as_ref().map(|spare| spare.until))
             .min()
     }
 
@@ -295,8 +355,9 @@ impl Launches {
                 Action::KillProcess(pid) => launch.kill_process(pid),
                 Action::FindStrays => {
                     launch.deadline = now + CLEANING;
-                    let launchers: Vec<i32> =
-                        self.under_way.iter().filter_map(|launch| launch.pid).collect();
+                    let spare = self.spare.as_ref().map(|spare| spare.launcher.pid);
+                    let under_way = self.under_way.iter().filter_map(|launch| launch.pid);
+                    let launchers: Vec<i32> = under_way.chain(spare).collect();
                     let found = strays::find(|pid| launchers.contains(&pid) || host.is_known(pid));
                     for pid in found {
                         self.under_way[index].kill_process(pid);

@@ -12,9 +12,8 @@ use nix::sys::resource::setrlimit;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::setsid;
 
-use super::reach_filter;
+use super::{Needs, reach_filter};
 use crate::limits::CONTAINER_RLIMITS;
-use crate::link::message::Job;
 use crate::log::{self, Role};
 use crate::paths;
 use crate::sys::{descriptors, keyring, seccomp, signals};
@@ -46,7 +45,7 @@ pub enum FirstActError {
 }
 
 /// Performs them all.
-pub fn perform(job: &Job, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), FirstActError> {
+pub fn perform(needs: Needs, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), FirstActError> {
     // Before all else: from here on a panic is this process's own, and ends no VM.
     log::set_role(Role::Launcher);
     let mut kept = log::descriptors();
@@ -63,14 +62,14 @@ pub fn perform(job: &Job, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), First
     for (resource, soft, hard) in CONTAINER_RLIMITS {
         setrlimit(*resource, *soft, *hard).map_err(FirstActError::Limit)?;
     }
-    if !job.keeps_keyring() {
+    if needs.new_keyring {
         keyring::join_new_session().map_err(FirstActError::Keyring)?;
     }
 
     log::keep_library_errors();
     redirect_stdio().map_err(FirstActError::Stdio)?;
-    if job.makes_process() {
-        let filter = reach_filter::filter(job.allows_vsock());
+    if let Some(allows_vsock) = needs.filter {
+        let filter = reach_filter::filter(allows_vsock);
         seccomp::install(&filter, 0).map_err(FirstActError::Filter)?;
     }
     Ok(())

@@ -26,6 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::outcome::Outcome;
 use self::scratch::Scratch;
+use crate::limits::LINK_MESSAGE_BYTES;
 use crate::link::codec;
 use crate::link::message::{FdRole, Job, Launch};
 use crate::sys::{clone, seqpacket};
@@ -33,10 +34,9 @@ use crate::sys::{clone, seqpacket};
 /// What a launcher is forked for.
 #[derive(Debug)]
 pub struct Order {
-    /// What to launch.
-    pub launch: Launch,
-    /// As [`Launch::fds`] names them.
-    pub fds: Vec<OwnedFd>,
+    /// What to launch, and the descriptors that [`Launch::fds`] names. None: that comes as a message
+    /// on `result`, and has only [`Needs::USUAL`]; without one, the launcher ends with its peer.
+    pub launch: Option<(Launch, Vec<OwnedFd>)>,
     /// Where the [`Outcome`] goes: a seqpacket socket.
     pub result: OwnedFd,
 }
@@ -44,15 +44,24 @@ pub struct Order {
 /// The life of a launcher, in the fresh fork.
 pub fn run(order: Order) -> ! {
     let own_pid = std::process::id();
-    let Order { launch, fds, result } = order;
+    let Order { launch, result } = order;
+    let mut has_scratch = false;
     let result_number = {
         use std::os::fd::AsRawFd;
         result.as_raw_fd()
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        first_acts::perform(&launch.job, &fds, &result)
-            .map_err(|error| reason::of(&error))
-            .and_then(|()| jobs::perform(&launch, Stdio::of(&launch.fds, fds), result_number))
+        let (needs, own) = match &launch {
+            Some((launch, fds)) => (Needs::of(&launch.job), fds.as_slice()),
+            None => (Needs::USUAL, &[][..]),
+        };
+        first_acts::perform(needs, own, &result).map_err(|error| reason::of(&error))?;
+        let (launch, fds) = match launch {
+            Some(launch) => launch,
+            None => hear(&result)?,
+        };
+        has_scratch = Scratch::is_needed(&launch.job);
+        jobs::perform(&launch, Stdio::of(&launch.fds, fds), result_number)
     }));
     if std::process::id() != own_pid {
         // A panic in a process that libcontainer cloned from this one has unwound to here, through
@@ -72,10 +81,47 @@ pub fn run(order: Order) -> ! {
         .map_err(std::io::Error::other)
         .and_then(|bytes| seqpacket::send(result.as_fd(), &bytes, &fds));
     // After the result, which somebody waits for.
-    if Scratch::is_needed(&launch.job) {
+    if has_scratch {
         scratch::remove(own_pid);
     }
     clone::exit_now(if sent.is_ok() { 0 } else { NOT_SENT })
+}
+
+/// What a launcher that was forked ahead is wanted for.
+fn hear(result: &OwnedFd) -> Result<(Launch, Vec<OwnedFd>), String> {
+    let mut buffer = vec![0; LINK_MESSAGE_BYTES];
+    let order = seqpacket::receive(result.as_fd(), &mut buffer);
+    let order = order.map_err(|error| format!("hear what to launch: {error}"))?;
+    if order.bytes == 0 {
+        // For nothing.
+        clone::exit_now(0);
+    }
+    let launch: Launch =
+        codec::decode(&buffer[..order.bytes]).map_err(|error| error.to_string())?;
+    match order.fds.len() == launch.fds.len() {
+        true => Ok((launch, order.fds)),
+        false => Err("descriptors of the launch were lost".to_owned()),
+    }
+}
+
+/// What of a launcher's first acts differs from job to job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// A session keyring of its own.
+    new_keyring: bool,
+    /// A filter on what may be reached; whether it leaves AF_VSOCK open.
+    filter: Option<bool>,
+}
+
+impl Needs {
+    /// Of nearly every create and exec, for which a launcher may be forked ahead.
+    pub const USUAL: Needs = Needs { new_keyring: true, filter: Some(false) };
+
+    /// Of a job.
+    pub fn of(job: &Job) -> Needs {
+        let filter = job.makes_process().then(|| job.allows_vsock());
+        Needs { new_keyring: !job.keeps_keyring(), filter }
+    }
 }
 
 /// The process's descriptors 0 to 2, as far as they are given.

@@ -34,6 +34,8 @@ pub enum ToInit {
         /// What to launch.
         launch: Launch,
     },
+    /// A launch is near: a launcher may be forked ahead. Not answered.
+    Expect,
     /// Kill the launcher of `request`, if it still runs; its `LaunchFailed` follows.
     CancelLaunch {
         /// The launch request.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tracing::debug;
 use ttrpc::r#async::TtrpcContext;
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::{
     Bundle, CreateRequest, CreateResponse, create_bundle,
@@ -31,6 +32,10 @@ impl Bundle for BundleService {
         let agent = self.0.clone();
         let body = async move {
             let wanted = Wanted::try_from(&request.id, request.files)?;
+            // Its Create comes next.
+            if let Err(error) = agent.init.expect_launch().await {
+                debug!(%error, "init is not told");
+            }
             // Megabytes to a tmpfs: not on the agent's thread.
             let made = tokio::task::spawn_blocking(move || create(&agent.dirs, &wanted));
             let bundle = made

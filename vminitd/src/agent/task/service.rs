@@ -143,7 +143,13 @@ macro_rules! serve {
                 request: ExecProcessRequest,
             ) -> ttrpc::Result<Empty> {
                 let agent = self.0.clone();
-                to_its_end(async move { empty(exec::exec(&agent, request)) }).await
+                let body = async move {
+                    exec::exec(&agent, request)?;
+                    // Its Start comes next; without this the launch takes a little longer.
+                    let _ = agent.init.expect_launch().await;
+                    Ok(Empty {})
+                };
+                to_its_end(body).await
             }
 
             async fn resize_pty(
