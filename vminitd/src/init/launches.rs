@@ -84,6 +84,8 @@ struct UnderWay {
     pidfd: OwnedFd,
     /// Non-blocking; init's end.
     result: OwnedFd,
+    /// It has said what it has to say, or ended: what comes next is its exit, of which a signal tells.
+    heard: bool,
     /// When [`Event::Deadline`] comes; in `Cleaning`, when [`Event::Overdue`] does.
     deadline: Duration,
     cgroup: Option<LaunchCgroup>,
@@ -146,6 +148,7 @@ impl Launches {
                     has_scratch,
                     pidfd,
                     result,
+                    heard: false,
                     deadline,
                     cgroup,
                     strays: BTreeSet::new(),
@@ -313,7 +316,7 @@ impl Launches {
     pub fn result_sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.under_way
             .iter()
-            .filter(|launch| launch.pid.is_some())
+            .filter(|launch| launch.pid.is_some() && !launch.heard)
             .map(|launch| launch.result.as_fd())
     }
 
@@ -389,13 +392,14 @@ pub trait Known {
 
 impl UnderWay {
     fn read_result(&mut self, buffer: &mut [u8]) -> Option<Event> {
-        // It says no more than one thing.
-        if matches!(self.state, State::Reported) {
+        if self.heard {
             return None;
         }
         // WouldBlock: nothing yet. Anything else, and the end of the file: the launcher's exit
         // will tell.
         let datagram = seqpacket::receive(self.result.as_fd(), buffer).ok()?;
+        // Polled no more: between this and its exit the socket is ready all the time.
+        self.heard = true;
         if datagram.bytes == 0 {
             return None;
         }
