@@ -194,8 +194,10 @@ fn disk_is_found_by_name_serial_and_partition_and_what_is_wrong_with_one_is_told
 
         let text = refused(vm, "b1", "erofs", "serial:bad-erofs", &["ro"]).await;
         assert!(text.contains("erofs") && text.contains("/dev/vdd"), "{text}");
+        assert!(text.contains("checksum"), "{text}");
         let text = refused(vm, "b2", "ext4", "serial:bad-ext4", &[]).await;
         assert!(text.contains("ext4") && text.contains("/dev/vde"), "{text}");
+        assert!(text.contains("EXT4-fs (vde)"), "{text}");
         let text = refused(vm, "b3", "ext4", "serial:plain", &["ro"]).await;
         assert!(text.contains("ext4") && text.contains("/dev/vda"), "{text}");
 

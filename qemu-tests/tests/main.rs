@@ -38,6 +38,7 @@
 //! | `seccomp` | filters of the runtime spec, for inits and execs |
 //! | `stdio` | bytes, their order and their ends |
 //! | `terminal` | `vminitctl run -t` on a real terminal of the host |
+//! | `verity` | layers that are checked against a root hash |
 //! | `wire` | the ports themselves: pings, garbage, silent clients |
 
 mod agent_crash;
@@ -76,4 +77,5 @@ mod sinks;
 mod stdio;
 mod supervisor;
 mod terminal;
+mod verity;
 mod wire;
