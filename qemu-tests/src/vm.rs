@@ -81,6 +81,8 @@ pub struct Vm {
     events: Arc<Mutex<Vec<Envelope>>>,
     listener: Mutex<JoinHandle<()>>,
     booted: Instant,
+    /// How many disks it has before those that the test gave it.
+    first_disk: u8,
     /// How long the first agent took from the spawn to its first answer.
     pub first_start: Duration,
     _directory: TempDir,
@@ -167,6 +169,7 @@ impl Vm {
             events,
             listener: Mutex::new(listener),
             booted,
+            first_disk: options.erofs_root.into(),
             first_start,
             _directory: directory,
         })
@@ -231,6 +234,11 @@ impl Vm {
     /// The machine.
     pub fn machine(&self) -> &Arc<Machine> {
         &self.machine
+    }
+
+    /// The guest's node of the disk `index` of [`Options::disks`], of the first two dozen.
+    pub fn disk_node(&self, index: u8) -> String {
+        format!("/dev/vd{}", char::from(b'a' + self.first_disk + index))
     }
 
     /// A new connection, for example after the agent was killed; events go on behind the last one recorded.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use host_shim::machine::console_tail;
-use qemu_tests::{Options, Vm, Wish, inspector, vm_test, vm_test_with};
+use qemu_tests::{Options, Vm, Wish, inspector, vm_test, vm_test_on_each_medium, vm_test_with};
 use tokio::time::timeout;
 
 #[test]
@@ -66,7 +66,7 @@ fn early_mounts_have_the_usual_flags() {
 #[test]
 fn first_container_finds_what_is_set_up_after_serving() {
     let options = Options { look_for_leaks: false, ..Options::default() };
-    vm_test_with(options, async |vm| {
+    vm_test_on_each_medium(options, async |vm| {
         let script = "cd /guest
             for pid in proc/[0-9]*; do
                 [ $(cat $pid/comm) = vminitd-agent ] && cat $pid/cgroup

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use host_shim::guest::unlimited;
 use host_shim::vm::Disk;
-use qemu_tests::{Blow, Options, PATIENCE_S, Vm, Wish, inspector, vm_test_with};
+use qemu_tests::images::{erofs, ext4, layer};
+use qemu_tests::{
+    Blow, Options, PATIENCE_S, Vm, Wish, inspector, vm_test_on_each_medium, vm_test_with,
+};
 use tempfile::TempDir;
 use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::types::Mount;
@@ -25,42 +28,9 @@ const LAYERS: usize = 100;
 /// How many of them fit a VM as disks of their own, beside the root's and the one of partitions.
 const DISKS: usize = 60;
 
-/// A directory `name` in `directory` with these files.
-pub fn tree(directory: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
-    let tree = directory.join(name);
-    fs::create_dir(&tree).expect("a new directory");
-    for (path, content) in files {
-        let path = tree.join(path);
-        fs::create_dir_all(path.parent().expect("a file below the tree")).expect("a directory");
-        fs::write(path, content).expect("a new file");
-    }
-    tree
-}
-
-/// An erofs image `name`.erofs of a tree.
-pub fn erofs(directory: &Path, name: &str, tree: &Path) -> PathBuf {
-    let image = directory.join(format!("{name}.erofs"));
-    run(Command::new("mkfs.erofs").args(["--quiet", "-T0"]).arg(&image).arg(tree));
-    image
-}
-
-/// An ext4 image `name`.ext4 of so many MiB with a tree.
-pub fn ext4(directory: &Path, name: &str, tree: &Path, mebibytes: u32) -> PathBuf {
-    let image = directory.join(format!("{name}.ext4"));
-    let size = format!("{mebibytes}M");
-    run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(tree).arg(&image).arg(size));
-    image
-}
-
-fn run(command: &mut Command) {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// The tree of a root filesystem that says `name`.
 pub fn root(directory: &Path, name: &str) -> PathBuf {
-    let tree = tree(directory, name, &[("who", name)]);
+    let tree = layer(directory, name, &[("who", name)]);
     for place in ["bin", "proc", "dev", "sys", "run", "tmp"] {
         fs::create_dir(tree.join(place)).expect("a new directory");
     }
@@ -146,7 +116,7 @@ fn disk_is_found_by_name_serial_and_partition_and_what_is_wrong_with_one_is_told
     let directory = tempfile::tempdir().expect("a directory");
     let at = directory.path();
     let plain = erofs_root(at, "plain");
-    let state = ext4(at, "ext4", &root(at, "ext4"), 8);
+    let state = ext4(at, "ext4", Some(&root(at, "ext4")), 8);
     let packed = packed(at, "packed", &["one", "two", "six"].map(|name| erofs_root(at, name)));
     let bad_erofs = at.join("bad.erofs");
     fs::copy(&plain, &bad_erofs).expect("a copy");
@@ -220,11 +190,11 @@ fn disk_is_found_by_name_serial_and_partition_and_what_is_wrong_with_one_is_told
 fn read_only_disk_is_not_mounted_for_writing() {
     let directory = tempfile::tempdir().expect("a directory");
     let at = directory.path();
-    let state = ext4(at, "ext4", &root(at, "ext4"), 8);
+    let state = ext4(at, "ext4", Some(&root(at, "ext4")), 8);
     let options = Options { disks: vec![disk("state", &state, true)], ..Options::default() };
-    vm_test_with(options, async |vm| {
+    vm_test_on_each_medium(options, async |vm| {
         let text = refused(vm, "rw", "ext4", "serial:state", &[]).await;
-        assert!(text.contains("ext4") && text.contains("/dev/vda"), "{text}");
+        assert!(text.contains("ext4") && text.contains(&vm.disk_node(0)), "{text}");
         assert_eq!(says(vm, "ro", "ext4", "serial:state", &["ro"]).await, "ext4");
     });
 }
@@ -325,16 +295,16 @@ async fn disks(vm: &Vm, id: &str) -> String {
 
 /// Layers that show one file each, topmost first, as erofs images.
 fn layers(directory: &TempDir, count: usize) -> Vec<PathBuf> {
-    let layer = |index: usize| {
+    let image = |index: usize| {
         let name = format!("layer{index}");
-        let tree = tree(
+        let tree = layer(
             directory.path(),
             &name,
             &[(&*format!("layers/{index}"), "x"), ("top", &*index.to_string())],
         );
         erofs(directory.path(), &name, &tree)
     };
-    (1..=count).map(layer).collect()
+    (1..=count).map(image).collect()
 }
 
 /// An overlay of `sources` over a root, and a container that counts what it sees.

@@ -1,6 +1,6 @@
 //! States, events and exit statuses of containers, from outside by the Task API.
 
-use qemu_tests::{Vm, Wish, vm_test};
+use qemu_tests::{Options, Vm, Wish, vm_test, vm_test_on_each_medium};
 use vminitd_protocol::pb::containerd::v1::types::Status;
 use vminitd_protocol::topics::{TASK_CREATE, TASK_DELETE, TASK_EXIT, TASK_START};
 
@@ -8,7 +8,7 @@ const WHOLE_LIFE: [&str; 4] = [TASK_CREATE, TASK_START, TASK_EXIT, TASK_DELETE];
 
 #[test]
 fn container_whole_life_has_its_states_and_events_in_order() {
-    vm_test(async |vm| whole_life(vm, "a").await);
+    vm_test_on_each_medium(Options::default(), async |vm| whole_life(vm, "a").await);
 }
 
 /// Create to Delete of one container.

@@ -4,7 +4,7 @@
 //! inside; the agent is killed between any two calls.
 
 use host_shim::guest::unlimited;
-use qemu_tests::{Blow, Vm, Wish, inspector, vm_test};
+use qemu_tests::{Blow, Options, Vm, Wish, inspector, vm_test, vm_test_on_each_medium};
 use serde_json::json;
 use ttrpc::Code;
 use vminitd_protocol::pb::containerd::vminitd::services::mount::v1::{
@@ -41,9 +41,9 @@ fn refusal(result: ttrpc::Result<()>) -> Result<(), (Code, String)> {
     })
 }
 
-/// What of the guest's table of mounts is below /mnt and /run/share: place, type.
+/// What of the guest's table of mounts is below /mnt, /run/mnt and /run/share: place, type.
 async fn table(vm: &Vm, id: &str) -> Vec<String> {
-    let script = "while read -r _ _ _ _ place _ rest; do case $place in /mnt*|/run/share*) echo $place ${rest#*- };; esac; done";
+    let script = "while read -r _ _ _ _ place _ rest; do case $place in /mnt*|/run/mnt*|/run/share*) echo $place ${rest#*- };; esac; done";
     let wish = inspector(&["sh", "-c", &format!("{script} < /proc/1/mountinfo")]);
     let text = vm.run(id, wish).await.text();
     let line = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
@@ -52,27 +52,31 @@ async fn table(vm: &Vm, id: &str) -> Vec<String> {
 
 #[test]
 fn mounts_of_the_service_are_made_once_and_go_in_reverse_also_under_another_agent() {
-    vm_test(async |vm| {
+    vm_test_on_each_medium(Options::default(), async |vm| {
         // A host asks this again and again before anything else.
         assert_eq!(unmount_all(vm).await, Ok(()));
         assert_eq!(
-            unmount(vm, "/mnt/a").await,
-            Err((Code::NOT_FOUND, "cannot unmount /mnt/a: not found".to_owned()))
+            unmount(vm, "/run/mnt/a").await,
+            Err((Code::NOT_FOUND, "cannot unmount /run/mnt/a: not found".to_owned()))
         );
 
         let share = spec("virtiofs", "rootfs", "/run/share", &["ro"]);
-        let first = spec("tmpfs", "", "/mnt/a", &["size=1m", "mode=0700"]);
-        let inner = spec("tmpfs", "", "/mnt/a/b/c", &[]);
-        let bind = spec("bind", "/run/share/bin", "/mnt/bin", &["ro"]);
+        let first = spec("tmpfs", "", "/run/mnt/a", &["size=1m", "mode=0700"]);
+        let inner = spec("tmpfs", "", "/run/mnt/a/b/c", &[]);
+        let bind = spec("bind", "/run/share/bin", "/run/mnt/bin", &["ro"]);
         let all = [share.clone(), first.clone(), inner.clone(), bind.clone()];
-        let wanted =
-            ["/run/share virtiofs", "/mnt/a tmpfs", "/mnt/a/b/c tmpfs", "/mnt/bin virtiofs"];
+        let wanted = [
+            "/run/share virtiofs",
+            "/run/mnt/a tmpfs",
+            "/run/mnt/a/b/c tmpfs",
+            "/run/mnt/bin virtiofs",
+        ];
         assert_eq!(mount(vm, &all).await, Ok(()));
         assert_eq!(table(vm, "made").await, wanted);
         // A container uses them, and finds what it wrote when the same was asked for again.
         let mut wish = Wish::sh("echo hi > /data/file; ls /share/bin/misbehave");
         let mounts = wish.spec["mounts"].as_array_mut().expect("mounts");
-        mounts.push(json!({ "destination": "/data", "type": "bind", "source": "/mnt/a", "options": ["rbind"] }));
+        mounts.push(json!({ "destination": "/data", "type": "bind", "source": "/run/mnt/a", "options": ["rbind"] }));
         mounts.push(json!({ "destination": "/share", "type": "bind", "source": "/run/share", "options": ["bind", "ro"] }));
         assert_eq!(vm.run("user", wish).await.text(), "/share/bin/misbehave\n");
         for blow in [None, Some(Blow::Kill), Some(Blow::Stop)] {
@@ -82,25 +86,29 @@ fn mounts_of_the_service_are_made_once_and_go_in_reverse_also_under_another_agen
             assert_eq!(mount(vm, &all).await, Ok(()));
             assert_eq!(table(vm, "again").await, wanted);
             for other in [
-                spec("tmpfs", "", "/mnt/a", &["size=2m", "mode=0700"]),
-                spec("virtiofs", "rootfs", "/mnt/a/", &["ro"]),
-                spec("tmpfs", "other", "/mnt/./a", &["size=1m", "mode=0700"]),
+                spec("tmpfs", "", "/run/mnt/a", &["size=2m", "mode=0700"]),
+                spec("virtiofs", "rootfs", "/run/mnt/a/", &["ro"]),
+                spec("tmpfs", "other", "/run/mnt/./a", &["size=1m", "mode=0700"]),
             ] {
-                let another = (Code::ALREADY_EXISTS, "mount on /mnt/a: already exists".to_owned());
+                let another =
+                    (Code::ALREADY_EXISTS, "mount on /run/mnt/a: already exists".to_owned());
                 assert_eq!(mount(vm, &[other]).await, Err(another));
             }
         }
         let mut wish = Wish::sh("cat /data/file");
         let mounts = wish.spec["mounts"].as_array_mut().expect("mounts");
-        mounts.push(json!({ "destination": "/data", "type": "bind", "source": "/mnt/a", "options": ["rbind"] }));
+        mounts.push(json!({ "destination": "/data", "type": "bind", "source": "/run/mnt/a", "options": ["rbind"] }));
         assert_eq!(vm.run("reader", wish).await.text(), "hi\n");
 
         // What has another mount on it stays, and says so; in reverse all go.
-        let (code, text) = unmount(vm, "/mnt/a").await.expect_err("it is in use");
+        let (code, text) = unmount(vm, "/run/mnt/a").await.expect_err("it is in use");
         assert_eq!(code, Code::UNKNOWN, "{text}");
-        assert!(text.starts_with("unmount /mnt/a, used by the mount /mnt/a/b/c: "), "{text}");
-        assert_eq!(unmount(vm, "/mnt/bin").await, Ok(()));
-        assert_eq!(unmount(vm, "/mnt/bin").await.expect_err("it is gone").0, Code::NOT_FOUND);
+        assert!(
+            text.starts_with("unmount /run/mnt/a, used by the mount /run/mnt/a/b/c: "),
+            "{text}"
+        );
+        assert_eq!(unmount(vm, "/run/mnt/bin").await, Ok(()));
+        assert_eq!(unmount(vm, "/run/mnt/bin").await.expect_err("it is gone").0, Code::NOT_FOUND);
         Blow::Kill.strike(vm).await;
         assert_eq!(unmount_all(vm).await, Ok(()));
         assert_eq!(table(vm, "gone").await, Vec::<String>::new());

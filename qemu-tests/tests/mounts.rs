@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use host_shim::vm::{Disk, Share, Tag};
-use qemu_tests::{Blow, Options, Vm, Wish, images, rootfs, vm_test_with};
+use qemu_tests::{Blow, Options, Vm, Wish, images, rootfs, vm_test_on_each_medium, vm_test_with};
 use tempfile::TempDir;
 use vminitd_protocol::pb::containerd::types::Mount;
 
@@ -289,7 +289,7 @@ fn list_that_fails_in_the_middle_leaves_nothing_and_says_why() {
         disks: vec![disk("layer", erofs, true), disk("top", ext4, false)],
         ..Options::default()
     };
-    vm_test_with(options, async |vm| {
+    vm_test_on_each_medium(options, async |vm| {
         let layer = mount("erofs", "serial:layer", &["ro"]);
         let top = mount("ext4", "serial:top", &[]);
         let before = qemu_tests::Listing::of(vm).await;

@@ -8,11 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use host_shim::vm::Disk;
-use qemu_tests::{Options, PATIENCE_S, Vm, Wish, inspector, noise, vm_test_with};
+use qemu_tests::{Options, PATIENCE_S, Vm, Wish, images, inspector, noise, vm_test_on_each_medium};
 use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::types::Mount;
 
-use crate::disks::{self, root};
+use crate::disks::root;
 
 /// A tree of hashes over `data`, in blocks of so many bytes: behind it, or in a file of its own. Returns the root hash.
 fn protect(data: &Path, block: u32, tree: &Path, offset: u64) -> String {
@@ -78,8 +78,8 @@ fn layer_is_what_its_root_hash_says_or_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let at = directory.path();
     let tree = tree(at);
-    let erofs = disks::erofs(at, "layer", &tree);
-    let ext4 = disks::ext4(at, "layer", &tree, 8);
+    let erofs = images::erofs(at, "layer", &tree);
+    let ext4 = images::ext4(at, "layer", Some(&tree), 8);
     let (erofs_at, ext4_at) = (size(&erofs), size(&ext4));
     let apart = at.join("apart.erofs");
     fs::copy(&erofs, &apart).expect("a copy");
@@ -109,7 +109,7 @@ fn layer_is_what_its_root_hash_says_or_is_refused() {
         disk("beginning", &beginning),
     ];
     let sum = qemu_tests::sha256(&big);
-    vm_test_with(Options { disks, ..Options::default() }, async |vm| {
+    vm_test_on_each_medium(Options { disks, ..Options::default() }, async |vm| {
         let read = "busybox cat /who; busybox sha256sum /big | busybox cut -c 1-64";
         for (id, kind, serial, options) in [
             (
@@ -141,17 +141,16 @@ fn layer_is_what_its_root_hash_says_or_is_refused() {
         let hash = format!("roothash={erofs_hash}");
         let wrong = format!("roothash={}", "5a".repeat(32));
         let text = refused(vm, "w1", "erofs", &[wrong, offset.clone()]).await;
-        let expected = format!("/dev/vda does not match the root hash {}", "5a".repeat(32));
+        let (first, last) = (vm.disk_node(0), vm.disk_node(5));
+        let expected = format!("{first} does not match the root hash {}", "5a".repeat(32));
         assert!(text.contains(&expected), "{text}");
         let text = refused(vm, "w2", "erofs", &[hash.clone(), "hashoffset=4096".to_owned()]).await;
-        assert!(
-            text.contains("tree on /dev/vda at byte 4096: there is no verity superblock"),
-            "{text}"
-        );
+        let expected = format!("tree on {first} at byte 4096: there is no verity superblock");
+        assert!(text.contains(&expected), "{text}");
         let text = refused(vm, "w3", "erofs", &["roothash=5a5a".to_owned(), offset.clone()]).await;
         assert!(text.contains("a root hash of 2 bytes"), "{text}");
         let text = refused(vm, "w4", "beginning", &[hash.clone(), offset.clone()]).await;
-        assert!(text.contains("the first block of /dev/vdf is damaged"), "{text}");
+        assert!(text.contains(&format!("the first block of {last} is damaged")), "{text}");
         assert_no_device_is_left(vm).await;
 
         // What is damaged further behind is met when it is read: all but that is there.
