@@ -76,11 +76,12 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
     }
     for (index, (disk, fd)) in vm.disks().iter().zip(&fds.disks).enumerate() {
         let set = args.fd_set(*fd);
-        // By default a writable image is opened for reading first, for which the set has no fd.
+        // By default a writable image is opened for reading first, for which the set has no fd. What the guest flushes
+        // is flushed to the file; that is QEMU's default too, but a promise of ours.
         let read_only = if disk.read_only { "on" } else { "off" };
         args.flag(
             "-drive",
-            format!("file={set},if=none,id=disk{index},format=raw,readonly={read_only},auto-read-only=off"),
+            format!("file={set},if=none,id=disk{index},format=raw,readonly={read_only},auto-read-only=off,cache.no-flush=off"),
         );
         let address = disk_address(index, vm.disks().len());
         args.flag(
@@ -215,6 +216,7 @@ mod tests {
         assert!(text.contains(
             "-add-fd fd=12,set=2 -drive file=/dev/fdset/2,if=none,id=disk0,format=raw,readonly=on,"
         ));
+        assert!(text.contains("readonly=on,auto-read-only=off,cache.no-flush=off "), "{text}");
         assert!(text.contains("virtio-blk-pci,drive=disk0,serial=layer0"));
         assert!(!text.contains("secret"), "no path of the owner's: {text}");
     }

@@ -316,6 +316,8 @@ fn add_node(index: usize, read_only: bool, host_device: bool) -> Value {
     let file = format!("/dev/fdset/{}", FIRST_FD_SET + index);
     let arguments = json!({
         "driver": "raw", "node-name": name(index), "read-only": read_only, "auto-read-only": false,
+        // As with the disks that are there from the start.
+        "cache": {"no-flush": false},
         "file": {"driver": driver, "filename": file, "read-only": read_only, "auto-read-only": false},
     });
     json!({"execute": "blockdev-add", "arguments": arguments})

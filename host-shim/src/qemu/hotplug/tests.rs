@@ -117,6 +117,7 @@ fn an_image_becomes_a_device_and_goes_again() {
         assert!(line.contains(&format!("\"execute\":\"{word}\"")), "{line}");
     }
     assert!(lines[1].contains("/dev/fdset/1000") && lines[1].contains("\"read-only\":true"));
+    assert!(lines[1].contains(r#""cache":{"no-flush":false}"#), "{}", lines[1]);
     assert!(lines[2].contains("\"serial\":\"late\""), "{}", lines[2]);
 }
 
