@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use super::statx::statx;
+
 // include/uapi/linux/mount.h
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
@@ -215,11 +217,7 @@ pub fn mount_at(path: &Path) -> io::Result<(u64, bool)> {
     // Never what would trigger an automount, nor a question to a server of files.
     let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
     let mask = libc::STATX_MNT_ID | STATX_MNT_ID_UNIQUE;
-    // SAFETY: statx is plain data, for which all zero is valid.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: a NUL-terminated string and a struct of ours, which both outlive the call.
-    let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, &raw mut found) };
-    checked(result.into())?;
+    let found = statx(&path, flags, mask)?;
     Ok((found.stx_mnt_id, found.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0))
 }
 

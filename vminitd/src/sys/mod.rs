@@ -30,6 +30,7 @@ pub mod shared_memory;
 pub mod shared_text;
 pub mod signals;
 pub mod splice;
+pub mod statx;
 pub mod stream_socket;
 pub mod terminal;
 pub mod uevent;

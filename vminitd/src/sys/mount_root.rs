@@ -4,20 +4,17 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::statx::statx;
+
 /// In linux/stat.h.
 const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 
 /// Whether the path itself is the root of a mount. A symlink is none. Asks no file server.
 pub fn is_one(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: statx is plain data, for which all zero is valid.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
-    // SAFETY: the path is a C string and `found` a statx of ours; both outlive the call.
-    let result = unsafe {
-        libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_TYPE, &raw mut found)
-    };
-    result == 0 && found.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0
+    let found = statx(&path, flags, libc::STATX_TYPE);
+    found.is_ok_and(|found| found.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0)
 }
 
 #[cfg(test)]

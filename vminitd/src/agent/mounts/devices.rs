@@ -10,6 +10,15 @@ use super::options::Tree;
 use super::plan::{Planned, Source, What};
 use crate::agent::block::find::{FindError, find_all};
 
+/// True when a mount names a device, which may be waited for.
+pub fn named(planned: &[Planned]) -> bool {
+    planned.iter().any(|mount| {
+        let source = matches!(&mount.what, What::Filesystem { source: Source::Device(_), .. });
+        let tree = mount.options.verity.as_ref();
+        source || tree.is_some_and(|verity| matches!(verity.tree, Tree::Device(_)))
+    })
+}
+
 /// Puts `/dev/vdX` in the place of each source that names a disk, however it does; waits for those
 /// that are yet to come.
 pub async fn resolve(planned: &mut [Planned], patience: Duration) -> Result<(), FindError> {

@@ -96,6 +96,8 @@ struct Attempt<'a> {
 struct OnDisk {
     record: Record,
     process: ProcessRecord,
+    /// There are records of both already.
+    recorded: bool,
     id: ContainerId,
     planned: Vec<Planned>,
     cgroup: Cgroup,
@@ -157,10 +159,14 @@ impl<'a> Attempt<'a> {
         self.record.habits.io_gid = options.io_gid;
         self.record.habits.no_new_keyring = options.no_new_keyring;
         self.streams = io::claim(self.agent, &self.process)?;
+        let awaited = devices::named(&planned);
+        if awaited {
+            self.note_begun().await?;
+        }
         devices::resolve(&mut planned, self.agent.config.device_timeout)
             .await
             .map_err(|error| RpcError::failed(&error))?;
-        let (ready, record, counters) = self.prepare_disk(planned).await?;
+        let (ready, record, counters) = self.prepare_disk(planned, awaited).await?;
         self.record = record;
         let directory = self.agent.dirs.container(&self.id);
         let init = Process::init(&self.id, directory.clone(), self.process.clone(), counters);
@@ -186,13 +192,26 @@ impl<'a> Attempt<'a> {
         Ok((container, exit))
     }
 
+    /// A record before its time, with what is known: devices may be waited for until another agent is there.
+    async fn note_begun(&self) -> Result<(), RpcError> {
+        let (record, process) = (self.record.clone(), self.process.clone());
+        let directory = self.agent.dirs.container(&self.id);
+        tokio::task::spawn_blocking(move || keep_record(&record, &process, &directory, false))
+            .await
+            .map_err(|error| RpcError::Failed(format!("defect in the agent: {error}")))?
+            .map_err(|error| RpcError::failed(&error))?;
+        Ok(())
+    }
+
     async fn prepare_disk(
         &self,
         planned: Vec<Planned>,
+        recorded: bool,
     ) -> Result<(Ready, Record, Counters), RpcError> {
         let work = OnDisk {
             record: self.record.clone(),
             process: self.process.clone(),
+            recorded,
             id: self.id.clone(),
             planned,
             cgroup: Cgroup::at(self.agent.dirs.cgroup(&self.id)),
@@ -320,13 +339,28 @@ impl OnDisk {
         self.record.habits.shared_pids = !prepared.new_pids();
         self.record.habits.namespaces = prepared.namespaces();
         self.record.habits.personality = prepared.personality();
-        record::make_directory(&self.directory)?;
-        let counters = Counters::open(&self.directory)?;
-        counters.keep(&self.process);
-        self.process.save_first(&self.directory)?;
-        self.record.save_first(&self.directory)?;
-        Ok(counters)
+        keep_record(&self.record, &self.process, &self.directory, self.recorded)
     }
+}
+
+/// Saves a container's records; `again` when there are some, of which something has to stay at any moment.
+fn keep_record(
+    record: &Record,
+    process: &ProcessRecord,
+    directory: &Path,
+    again: bool,
+) -> Result<Counters, RecordError> {
+    record::make_directory(directory)?;
+    let counters = Counters::open(directory)?;
+    counters.keep(process);
+    if again {
+        process.save(directory)?;
+        record.save(directory)?;
+    } else {
+        process.save_first(directory)?;
+        record.save_first(directory)?;
+    }
+    Ok(counters)
 }
 
 /// Root of a user namespace is somebody else outside, and has to reach its rootfs.
