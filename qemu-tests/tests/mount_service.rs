@@ -126,21 +126,11 @@ fn mounts_in_use_stay_when_all_are_to_go_and_the_others_go() {
         ];
         assert_eq!(mount(vm, &list).await, Ok(()));
         // In the guest's own mounts, as a program of the host's would.
-        let wish = inspector(&["sh", "-c", "cd /proc/1/root/mnt/b && echo in && sleep 3600"]);
+        let wish = inspector(&["sh", "-c", "cd /proc/1/root/mnt/b && touch in && sleep 3600"]);
         let user = vm.create("user", wish).await.expect("create").start().await.expect("start");
-        let mut left = None;
-        // The program may not be there yet.
-        for _ in 0..100 {
-            assert_eq!(mount(vm, &list).await, Ok(()));
-            match unmount_all(vm).await {
-                Ok(()) => {}
-                Err(error) => {
-                    left = Some(error);
-                    break;
-                }
-            }
-        }
-        let (code, text) = left.expect("a mount in use");
+        let there = "until [ -e /proc/1/root/mnt/b/in ]; do sleep 0.1; done";
+        assert_eq!(vm.run("there", inspector(&["sh", "-c", there])).await.status, 0);
+        let (code, text) = unmount_all(vm).await.expect_err("a mount in use");
         assert_eq!(code, Code::UNKNOWN, "{text}");
         assert!(text.starts_with("unmount /mnt/b, used by process "), "{text}");
         assert_eq!(table(vm, "left").await, ["/mnt/b tmpfs"]);

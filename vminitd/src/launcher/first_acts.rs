@@ -62,10 +62,6 @@ pub fn perform(needs: Needs, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), Fi
     for (resource, soft, hard) in CONTAINER_RLIMITS {
         setrlimit(*resource, *soft, *hard).map_err(FirstActError::Limit)?;
     }
-    if needs.new_keyring {
-        keyring::join_new_session().map_err(FirstActError::Keyring)?;
-    }
-
     log::keep_library_errors();
     redirect_stdio().map_err(FirstActError::Stdio)?;
     if let Some(allows_vsock) = needs.filter {
@@ -73,6 +69,11 @@ pub fn perform(needs: Needs, fds: &[OwnedFd], result: &OwnedFd) -> Result<(), Fi
         seccomp::install(&filter, 0).map_err(FirstActError::Filter)?;
     }
     Ok(())
+}
+
+/// Gives the launcher a session keyring of its own, unless its job says otherwise.
+pub fn new_keyring() -> Result<(), FirstActError> {
+    keyring::join_new_session().map_err(FirstActError::Keyring)
 }
 
 /// Hooks inherit standard error: what they say goes to the kernel's log. The container's process

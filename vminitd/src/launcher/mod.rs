@@ -60,6 +60,10 @@ pub fn run(order: Order) -> ! {
             Some(launch) => launch,
             None => hear(&result)?,
         };
+        // Not ahead: a container of the same user sees each keyring that there is.
+        if !launch.job.keeps_keyring() {
+            first_acts::new_keyring().map_err(|error| reason::of(&error))?;
+        }
         has_scratch = Scratch::is_needed(&launch.job);
         jobs::perform(&launch, Stdio::of(&launch.fds, fds), result_number)
     }));
@@ -107,20 +111,18 @@ fn hear(result: &OwnedFd) -> Result<(Launch, Vec<OwnedFd>), String> {
 /// What of a launcher's first acts differs from job to job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// A session keyring of its own.
-    new_keyring: bool,
     /// A filter on what may be reached; whether it leaves AF_VSOCK open.
     filter: Option<bool>,
 }
 
 impl Needs {
     /// Of nearly every create and exec, for which a launcher may be forked ahead.
-    pub const USUAL: Needs = Needs { new_keyring: true, filter: Some(false) };
+    pub const USUAL: Needs = Needs { filter: Some(false) };
 
     /// Of a job.
     pub fn of(job: &Job) -> Needs {
         let filter = job.makes_process().then(|| job.allows_vsock());
-        Needs { new_keyring: !job.keeps_keyring(), filter }
+        Needs { filter }
     }
 }
 
