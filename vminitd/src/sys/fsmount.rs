@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use super::statx::statx;
+use super::statx::{STATX_ATTR_MOUNT_ROOT, statx};
 
 // include/uapi/linux/mount.h
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
@@ -24,8 +24,6 @@ const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
 
 /// include/uapi/linux/stat.h (6.8).
 const STATX_MNT_ID_UNIQUE: libc::c_uint = 0x4000;
-/// include/uapi/linux/stat.h (5.8).
-const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 
 /// MOUNT_ATTR_RDONLY.
 pub const ATTR_RDONLY: u64 = 0x1;

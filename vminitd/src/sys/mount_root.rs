@@ -4,10 +4,7 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::statx::statx;
-
-/// In linux/stat.h.
-const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
+use super::statx::{STATX_ATTR_MOUNT_ROOT, statx};
 
 /// Whether the path itself is the root of a mount. A symlink is none. Asks no file server.
 pub fn is_one(path: &Path) -> bool {

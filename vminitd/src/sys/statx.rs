@@ -7,6 +7,9 @@
 use std::ffi::CStr;
 use std::io;
 
+/// The path is the root of a mount (5.8), in linux/stat.h.
+pub const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
+
 /// Asks about a path that is absolute, or relative to the working directory.
 pub fn statx(path: &CStr, flags: libc::c_int, mask: libc::c_uint) -> io::Result<libc::statx> {
     // SAFETY: statx is plain data, for which all zero is valid.

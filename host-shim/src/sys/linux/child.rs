@@ -42,7 +42,8 @@ fn before_exec(keep: &[RawFd], parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+/// A call's result, or the error that it left in errno.
+pub(super) fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

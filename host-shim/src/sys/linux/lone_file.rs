@@ -10,6 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use super::child::check;
+
 /// Where the process finds its directory. Every Linux system has it, and no program that serves files needs it.
 pub const DIRECTORY: &str = "/sys";
 
@@ -86,13 +88,6 @@ fn write(path: &std::ffi::CStr, content: &[u8]) -> io::Result<()> {
         libc::write(fd, content.as_ptr().cast(), content.len())
     };
     if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
