@@ -8,7 +8,7 @@ demo: (_setup "rust" "vm" "busybox") _build
     @scripts/demo.sh
 
 # Run every test, unit and VM, or those whose name has FILTER in it
-test *FILTER: (_setup "rust" "vm" "busybox" "disks") _build
+test *FILTER: (_setup "rust" "vm" "busybox" "disks" "containerd") _build
     @scripts/test.sh "$@"
 
 # `test`, then what takes too long for every change
@@ -19,7 +19,7 @@ fuzz *FLAGS: (_setup "rust" "fuzz")
     @scripts/fuzz.sh "$@"
 
 # Only the tests that repeat a thing for a long time
-soak: (_setup "rust" "vm" "busybox" "disks") _build
+soak: (_setup "rust" "vm" "busybox" "disks" "containerd") _build
     @scripts/test.sh --soak
 
 # Measure boot, a container's life, throughput, memory and sizes; `./dev bench --json FILE` writes the figures for programs

@@ -14,6 +14,8 @@ for need in "$@"; do
     vm) "$ROOT/scripts/qemu.sh" ;;
     busybox) apt_need "the containers' root filesystem" busybox-static ;;
     disks) apt_need "tests that make disk images" cryptsetup-bin e2fsprogs erofs-utils squashfs-tools fdisk ;;
+    # Not containerd itself: that, and what runs it, is unpacked beside the system (scripts/containerd.sh).
+    containerd) apt_need "hosts of their own for containerd's tests" iproute2 util-linux busybox-static ;;
     fuzz) apt_need "the engine of our fuzz targets" g++ ;;
     lint)
         apt_need "checking our scripts" shellcheck git

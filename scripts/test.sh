@@ -31,9 +31,11 @@ tally() {
 }
 
 guest_programs
-say "tests (compiling them takes 2 minutes when everything is new)"
 temp=
 temp_dir temp test
+scripts/containerd.sh >"$temp/containerd"
+export VMINITD_CONTAINERD=$temp/containerd
+say "tests (compiling them takes 2 minutes when everything is new)"
 status=0
 cargo test --locked --workspace --no-run || status=$?
 ((status)) || CARGO_TERM_QUIET=false cargo test --locked --workspace --no-fail-fast -- "${arguments[@]}" "$@" 2>&1 | tally "$temp/counts" || status=$?

@@ -11,6 +11,7 @@
 mod blow;
 pub mod cli;
 mod container;
+pub mod containerd;
 mod exec;
 pub mod images;
 mod leaks;

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use tempfile::TempDir;
 
@@ -66,15 +66,18 @@ fn fill(root: &Path) {
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("a new file");
 }
 
-fn remove_at_exit(path: &Path) {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
+/// Removes a directory at the process's end, for what is in a static.
+pub(crate) fn remove_at_exit(path: &Path) {
+    static PATHS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     extern "C" fn remove() {
-        if let Some(path) = PATH.get() {
+        for path in PATHS.lock().iter().flat_map(|paths| paths.iter()) {
             let _ = fs::remove_dir_all(path);
         }
     }
-    if PATH.set(path.to_owned()).is_ok() {
+    let mut paths = PATHS.lock().expect("nobody panics with it");
+    if paths.is_empty() {
         // SAFETY: `remove` is a plain function that lives as long as the process and does not unwind.
         unsafe { libc::atexit(remove) };
     }
+    paths.push(path.to_owned());
 }

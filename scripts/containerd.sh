@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# containerd.sh: prints, a line each, `NAME VERSION DIRECTORY` of the containerds that the tests run against, side by side: 1.6, 1.7 and
+# 2.x, with the runc of this system's release and the CNI plugins. Nothing of them is installed: Debian's packages are unpacked into
+# the cache, so that a containerd which the machine's owner runs is left alone.
+# Promises: what cannot be had (no network, a mirror without that release) is said, and the others are printed all the same.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/apt-mirror.sh"
+
+# Where each comes from. sid moves: whatever 2.x it has by the day of the download is the newest that is tried.
+RELEASES=(1.6:bookworm 1.7:trixie 2:sid)
+# runc and the plugins come from the oldest, which has the lowest demands on the system's libc; containerd is linked statically enough.
+TOOLS=(runc containernetworking-plugins)
+
+# apt's own lists, cache and sources for one release, and a status file without a package, so that no dependency matters.
+# It prints the options, a line each.
+private_apt() {
+    local release=$1 state=$CACHE/apt-$1 keyring mirror
+    mirror=$(own_mirror "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)")
+    keyring=$(own_keyring)
+    mkdir -p "$state/lists/partial" "$state/archives/partial"
+    echo "deb [arch=$(dpkg --print-architecture)${keyring:+ signed-by=$keyring}] ${mirror:-http://deb.debian.org/debian/} $release main" \
+        >"$state/debs.list"
+    printf '%s\n' -o "Dir::Etc::sourcelist=$state/debs.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=- \
+        -o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state" -o "Dir::Cache::archives=$state/archives" \
+        -o APT::Sandbox::User=root -o Acquire::Retries=2 -o "Acquire::Languages=none"
+}
+
+# unpack RELEASE PACKAGE... INTO: the packages' files. `files` holds what came from where.
+unpack() {
+    local release=$1 into=${*: -1} work options deb
+    shift
+    set -- "${@:1:$#-1}"
+    mapfile -t options < <(private_apt "$release")
+    work=$into/debs
+    mkdir -p "$work"
+    {
+        apt-get -qq "${options[@]}" update && (cd "$work" && apt-get -qq "${options[@]}" download "${@/%//$release}")
+    } >"$into/apt.log" 2>&1 || {
+        tail -n 3 "$into/apt.log" >&2
+        return 1
+    }
+    for deb in "$work"/*.deb; do
+        dpkg-deb -x "$deb" "$into"
+        basename "$deb" >>"$into/files"
+    done
+    rm -rf "$work" "$into/apt.log" "${into:?}/usr/share"
+}
+
+# A directory by the hash of this file: another way of getting it makes it anew.
+place() { echo "containerd/$1-$(short_hash <"${BASH_SOURCE[0]}")"; }
+
+fetch() {
+    local release=$1 into=${*: -1}
+    say "fetching ${*:2:$#-2} of Debian $release into the cache"
+    unpack "$@"
+}
+
+version_of() { "$1/usr/bin/containerd" --version 2>/dev/null | sed -nE 's/.* v?([0-9]+\.[0-9.]+)[^ ]* .*/\1/p'; }
+
+if [[ ${1:-} == --fetch ]]; then
+    shift
+    in_cache "$1" fetch "${@:2}"
+    exit
+fi
+
+if ! command -v apt-get >/dev/null; then
+    say "SKIPPED: containerd's tests (there is no apt here to get the versions from)"
+    exit
+fi
+if "${BASH_SOURCE[0]}" --fetch "$(place tools)" bookworm "${TOOLS[@]}"; then
+    echo "tools - $CACHE/$(place tools)"
+else
+    say "SKIPPED: runc and the CNI plugins could not be had (the reason is above)"
+fi
+for pair in "${RELEASES[@]}"; do
+    name=${pair%:*} release=${pair#*:}
+    path=$(place "$name")
+    if "${BASH_SOURCE[0]}" --fetch "$path" "$release" containerd && version=$(version_of "$CACHE/$path") && [[ -n $version ]]; then
+        echo "$name $version $CACHE/$path"
+    else
+        say "SKIPPED: containerd $name of Debian $release cannot be had or does not run here (the reason is above)"
+    fi
+done
