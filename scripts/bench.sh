@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # bench.sh [--json FILE] [FLAG...]: measures what `build` left in dist/ against the yardsticks, and keeps the record.
+# `--only baseline` boots this build and an older one in turns: VMINITD_BENCH_BASELINE names its revision, by default the one before
+# disks (issue 5) began; d83726c47a is the one before the supervisor (issue 6).
 # Promises: a record is never overwritten; without a crun to measure against the rest is measured all the same, and it is said.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -35,9 +37,19 @@ RUSTFLAGS="-C target-feature=+crt-static" \
     cargo build --locked --profile guest --target "$MACHINE-unknown-linux-gnu" --target-dir target/guest -p test-guest
 cargo build --locked --release -p qemu-tests --bin bench
 crun=$(scripts/crun.sh)
+# The last revision without disks, see above.
+revision=${VMINITD_BENCH_BASELINE:-e9f3868d59f14d24578993f2695369356dbb2934}
+baseline=()
+if [[ " $* " != *" --only "* || " $* " == *" --only baseline "* ]]; then
+    if directory=$(scripts/baseline.sh "$revision"); then
+        baseline=(--baseline "$directory" --revision "$(git rev-parse --short=10 "$revision")")
+    else
+        say "there is no $revision to compare with: its figures are left out"
+    fi
+fi
 record=$(record)
 load=$(cut -d ' ' -f 1 /proc/loadavg)
 [[ ${load%.*} -eq 0 ]] || say "this machine is not idle (load $load): trust ratios more than times, and measure again on a quiet one"
 say "measuring (10 minutes under emulation)"
-target/release/bench ${crun:+--crun "$crun"} --record "$record" "$@"
+target/release/bench ${crun:+--crun "$crun"} "${baseline[@]}" --record "$record" "$@"
 say "record: $record"

@@ -5,10 +5,14 @@
 //! | `exit` | ends at once |
 //! | `sleep` | waits for a signal |
 //! | `pour COUNT` | writes that many blocks of 64 KiB to standard output |
+//! | `read PATH BYTES BLOCK` | reads so much of a file, and prints the microseconds that it took |
 //! | `drive` | reads a command a line, answers with a line each ([`obey`]); its container sees the guest's root on /guest |
 //!
 //! Promises: a command that fails is answered with `error ...`, and the next one is taken.
 //! Never: is built into an image that we ship.
+
+#[path = "bench-guest/disks.rs"]
+mod disks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -44,9 +48,14 @@ fn main() {
             let count = count.parse().expect("a number");
             pour(&mut io::stdout().lock(), count).expect("standard output");
         }
+        ["read", path, bytes, block] => {
+            let number = |word: &str| word.parse().expect("a number");
+            let took = disks::read(path, number(bytes), number(block)).expect("a file");
+            println!("{}", micros(took));
+        }
         ["drive"] => drive().expect("standard input and output"),
         _ => {
-            eprintln!("bench-guest exit | sleep | pour COUNT | drive");
+            eprintln!("bench-guest exit | sleep | pour COUNT | read PATH BYTES BLOCK | drive");
             std::process::exit(64);
         }
     }
@@ -94,6 +103,9 @@ struct Measuring {
 /// | `memory` | PSS of init and agent in KiB |
 /// | `mappings` | the same by mapping: `NAME FLAGS PSS`, comma-separated, those of 8 KiB and more |
 /// | `clock` | microseconds since boot, and of these idle |
+/// | `drop-caches` | nothing of files and disks is in memory any more |
+/// | `read-disk SERIAL BYTES BLOCK` | microseconds to read so much of a disk |
+/// | `mount-layers SERIAL COUNT` | microseconds of the kernel's to mount a disk's first partitions and an overlay of them |
 /// | `listen PORT COUNT` | `listening`; then a connection gets that many blocks of 64 KiB, and `done` |
 fn obey(words: &[&str], measuring: &mut Measuring) -> io::Result<String> {
     let Measuring { counter, profile } = measuring;
@@ -128,6 +140,18 @@ fn obey(words: &[&str], measuring: &mut Measuring) -> io::Result<String> {
         ["memory"] => Ok(format!("{} {}", pss(1)?, pss(agent()?)?)),
         ["mappings"] => Ok(format!("init: {}; agent: {}", mappings(1)?, mappings(agent()?)?)),
         ["clock"] => clock(),
+        ["drop-caches"] => disks::drop_caches().map(|()| "dropped".to_owned()),
+        ["read-disk", serial, bytes, block] => {
+            let (bytes, block) = (bytes.parse(), block.parse());
+            let (bytes, block) =
+                (bytes.map_err(io::Error::other)?, block.map_err(io::Error::other)?);
+            disks::read(&disks::node(serial)?, bytes, block).map(|took| micros(took).to_string())
+        }
+        ["mount-layers", serial, count] => {
+            let count = count.parse().map_err(io::Error::other)?;
+            let took = disks::mount_layers(&disks::node(serial)?, count)?;
+            Ok(micros(took).to_string())
+        }
         ["listen", port, count] => {
             let port = port.parse().map_err(io::Error::other)?;
             serve_blocks(port, count.parse().map_err(io::Error::other)?)

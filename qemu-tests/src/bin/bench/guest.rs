@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use host_shim::guest::{Guest, Ports, unlimited};
 use host_shim::machine::{BootOptions, Machine, console_tail};
-use host_shim::vm::Description;
+use host_shim::vm::{Accelerator, Description, Disk};
 use host_shim::vmm::GuestStream;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -51,16 +51,38 @@ pub struct Life {
 }
 
 /// Boots and returns when the hypervisor runs the VM.
-pub async fn machine(images: &Images, medium: Medium) -> Result<Machine, Failure> {
-    let description = Description::try_from(images.draft(medium)?)?;
+pub async fn machine(
+    images: &Images,
+    medium: Medium,
+    disks: Vec<Disk>,
+) -> Result<Machine, Failure> {
+    let mut draft = images.draft(medium)?;
+    draft.disks.extend(disks);
     let options = BootOptions { vmm: images.vmm(), console: images.console() };
-    Ok(Machine::boot(description, options).await?)
+    Ok(Machine::boot(Description::try_from(draft)?, options).await?)
+}
+
+/// The same, emulated, at a nanosecond an instruction.
+pub async fn counted_machine(images: &Images, medium: Medium) -> Result<Machine, Failure> {
+    let mut draft = images.draft(medium)?;
+    draft.accelerator = Accelerator::Emulation;
+    let options = BootOptions { vmm: images.counting_vmm()?, console: images.console() };
+    Ok(Machine::boot(Description::try_from(draft)?, options).await?)
 }
 
 impl Bench {
     /// Boots, waits until the guest serves, and starts the driver.
     pub async fn boot(images: &Images, medium: Medium) -> Result<Self, Failure> {
-        let machine = Arc::new(machine(images, medium).await?);
+        Self::boot_with(images, medium, Vec::new()).await
+    }
+
+    /// The same with these disks besides.
+    pub async fn boot_with(
+        images: &Images,
+        medium: Medium,
+        disks: Vec<Disk>,
+    ) -> Result<Self, Failure> {
+        let machine = Arc::new(machine(images, medium, disks).await?);
         let guest =
             Guest::connect(machine.clone(), Ports::default(), PATIENCE).await.map_err(|error| {
                 let console = console_tail(machine.console_path(), 20).join("\n");

@@ -1,5 +1,6 @@
 //! What the benchmark boots: the shipped initramfs, and images with its own programs added.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use host_shim::vm::{Disk, Draft, VmName};
@@ -21,10 +22,15 @@ pub enum Medium {
     Shipped,
     /// The yardstick of the boot alone.
     Yardstick,
+    /// The initramfs of an older build.
+    Baseline,
 }
 
 /// Directories of the containers' root filesystem, to be mounted on.
 const DIRECTORIES: [&str; 7] = ["bin", "dev", "etc", "guest", "proc", "sys", "tmp"];
+
+/// Where it is made.
+const ROOTFS: &str = "rootfs";
 
 /// Boots from the first disk.
 const EROFS_ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/sbin/vminitd";
@@ -34,20 +40,22 @@ pub struct Images {
     directory: TempDir,
     dist: PathBuf,
     crun: bool,
+    baseline: PathBuf,
 }
 
 impl Images {
-    /// Packs them.
-    pub fn make(crun: Option<&Path>) -> Result<Self, Failure> {
+    /// Packs them; `baseline` is where an older build's initramfs is.
+    pub fn make(crun: Option<&Path>, baseline: Option<&Path>) -> Result<Self, Failure> {
         let dist = variable("VMINITD_DIST")?;
         let programs = variable("VMINITD_TEST_BIN")?;
         let directory = tempfile::Builder::new().prefix("vminitd-bench-").tempdir()?;
-        let rootfs = directory.path().join("rootfs");
+        let rootfs = directory.path().join(ROOTFS);
         for name in DIRECTORIES {
             std::fs::create_dir_all(rootfs.join(name))?;
         }
         std::fs::copy(programs.join("bench-guest"), rootfs.join("bin/bench-guest"))?;
-        let images = Self { directory, dist, crun: crun.is_some() };
+        let baseline = baseline.map(|at| at.join("initramfs.cpio.zst")).unwrap_or_default();
+        let images = Self { directory, dist, crun: crun.is_some(), baseline };
         let add = |mut tree: Tree| -> Result<Tree, Failure> {
             tree.add(&rootfs, Path::new("/bench/rootfs"))?;
             if let Some(crun) = crun {
@@ -71,6 +79,40 @@ impl Images {
     /// The program that is the other side of a machine.
     pub fn vmm(&self) -> PathBuf {
         self.dist.join("bin/vminit-vmm")
+    }
+
+    /// The same with a QEMU that counts: a small script of ours before it, and one before that. Both sides of a comparison
+    /// are started like this, and nothing that is shipped knows of it.
+    pub fn counting_vmm(&self) -> Result<PathBuf, Failure> {
+        let qemu = host_shim::locate::qemu()?;
+        // Instructions are counted on one thread only.
+        let qemu = format!(
+            "for word do shift; [ \"$word\" != tcg,thread=multi ] || word=tcg; set -- \"$@\" \"$word\"; done\n\
+             exec '{}' -icount shift=0,sleep=off \"$@\"",
+            qemu.display()
+        );
+        let qemu = self.script("qemu", &qemu)?;
+        let vmm = format!(
+            "{}='{}' exec '{}' \"$@\"",
+            host_shim::locate::QEMU_VARIABLE,
+            qemu.display(),
+            self.vmm().display()
+        );
+        self.script("vmm", &vmm)
+    }
+
+    fn script(&self, name: &str, text: &str) -> Result<PathBuf, Failure> {
+        let path = self.directory.path().join(name);
+        if !path.exists() {
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(path)
+    }
+
+    /// The containers' root filesystem as a directory of the host.
+    pub fn rootfs(&self) -> PathBuf {
+        self.directory.path().join(ROOTFS)
     }
 
     /// A file for a VM's console.
@@ -114,6 +156,7 @@ impl Images {
             Medium::Erofs => self.directory.path().join("root.erofs"),
             Medium::Initramfs => self.directory.path().join("bench.cpio.zst"),
             Medium::Yardstick => self.directory.path().join("yardstick.cpio.zst"),
+            Medium::Baseline => self.baseline.clone(),
             Medium::Shipped => self.share().join("initramfs.cpio.zst"),
         }
     }

@@ -7,7 +7,9 @@
 //! sample is kept in the record. Never: fails for a limit that is missed (it is shown), only for a figure that it could
 //! not take.
 
+mod baseline;
 mod boot;
+mod disks;
 mod guest;
 mod images;
 mod lives;
@@ -36,10 +38,13 @@ bench: measures the guest; run it with `./dev bench`, which builds what it needs
   --record FILE    also write every sample and parameter
   --lives N        lives to measure on each medium [default: 40]
   --boots N        boots of each kind to measure [default: 12]
+  --baseline DIR   an older build (its initramfs.cpio.zst) to boot in turns with this one; without it those are left out
+  --revision NAME  what that build is called
   --crun FILE      a static crun to measure against; without it those figures are left out
   --profile FILE   sample the guest's CPU during 40 lives of ours on the erofs root, or with --only throughput while
-                   output flows, and measure nothing else
-  --only PART      boot, latency (or its half erofs or initramfs), memory or throughput alone; the other figures are null
+                   output flows, or with --only disks what disks::profile says, and measure nothing else
+  --only PART      boot, baseline, disks, latency (or its half erofs or initramfs), memory or throughput alone; the other
+                   figures are null
   --help           print this
 ";
 
@@ -49,6 +54,8 @@ struct Arguments {
     json: Option<PathBuf>,
     record: Option<PathBuf>,
     crun: Option<PathBuf>,
+    baseline: Option<PathBuf>,
+    revision: String,
     profile: Option<PathBuf>,
     only: Option<String>,
     lives: usize,
@@ -61,6 +68,8 @@ impl Arguments {
             json: None,
             record: None,
             crun: None,
+            baseline: None,
+            revision: String::new(),
             profile: None,
             only: None,
             lives: 40,
@@ -75,6 +84,8 @@ impl Arguments {
                 "--json" => parsed.json = Some(value.into()),
                 "--record" => parsed.record = Some(value.into()),
                 "--crun" => parsed.crun = Some(value.into()),
+                "--baseline" => parsed.baseline = Some(value.into()),
+                "--revision" => parsed.revision = value,
                 "--profile" => parsed.profile = Some(value.into()),
                 "--only" => parsed.only = Some(value),
                 "--lives" => parsed.lives = value.parse()?,
@@ -114,11 +125,12 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let images = Images::make(arguments.crun.as_deref())?;
+    let images = Images::make(arguments.crun.as_deref(), arguments.baseline.as_deref())?;
     if let Some(path) = &arguments.profile {
         let bench = Bench::boot(&images, Medium::Erofs).await?;
         let samples = match arguments.only.as_deref() {
             Some("throughput") => throughput::profile(&bench).await?,
+            Some("disks") => disks::profile(&images).await?,
             _ => lives::profile(&bench).await?,
         };
         std::fs::write(path, samples + "\n")?;
@@ -131,6 +143,13 @@ async fn run(arguments: &Arguments) -> Result<(), Failure> {
     });
     if arguments.wants("boot") {
         record["boot"] = boot::measure(&images, arguments.boots).await?;
+    }
+    if arguments.wants("baseline") && arguments.baseline.is_some() {
+        record["baseline"] =
+            baseline::measure(&images, arguments.boots, &arguments.revision).await?;
+    }
+    if arguments.wants("disks") {
+        record["disks"] = disks::measure(&images).await?;
     }
     for (medium, name) in [(Medium::Erofs, "erofs"), (Medium::Initramfs, "initramfs")] {
         if arguments.wants("latency") || arguments.only.as_deref() == Some(name) {

@@ -54,11 +54,21 @@ pub fn container(arguments: &[&str], cgroups_path: &str, seccomp: Option<Value>)
     spec
 }
 
+/// The same on a root filesystem of its own, which its Create has mounts for, and without a limit to its memory, which
+/// what it reads counts for.
+pub fn on_own_rootfs(arguments: &[&str]) -> Value {
+    let mut spec = container(arguments, "", None);
+    spec["root"]["path"] = json!("rootfs");
+    spec["linux"]["resources"] = json!({});
+    spec
+}
+
 /// A container that measures the guest from inside: the guest's root on /guest, the guest's namespaces but for mounts.
 pub fn driver() -> Value {
     let mut spec = container(&["/bin/bench-guest", "drive"], "", None);
     spec["linux"]["namespaces"] = json!([{ "type": "mount" }]);
-    spec["linux"]["resources"] = json!({});
+    // It reads disks as well.
+    spec["linux"]["resources"] = json!({ "devices": [{ "allow": true, "access": "rwm" }] });
     spec["linux"]["maskedPaths"] = json!([]);
     spec["linux"]["readonlyPaths"] = json!([]);
     // A host name needs a namespace of its own.
