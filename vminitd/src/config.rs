@@ -41,8 +41,22 @@ pub struct Config {
     pub supervisor_delay: Duration,
     /// What every time of the supervisor's restart rule is divided by.
     pub supervisor_haste: NonZeroU32,
+    /// Words about networks, as they stand; the agent understands them.
+    pub network: Vec<NetworkWord>,
     /// What could not be understood, for the log: one text per key.
     pub complaints: Vec<String>,
+}
+
+/// The VM's host name when nobody says another.
+pub const DEFAULT_HOSTNAME: &str = "vm";
+
+/// The value of a word about a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkWord {
+    /// Of `ip=`.
+    Ip(String),
+    /// Of `vminitd.network=` or `-network`.
+    Network(String),
 }
 
 /// How much is logged.
@@ -76,11 +90,12 @@ impl Default for Config {
             heartbeat: limits::HEARTBEAT,
             heartbeat_misses: limits::HEARTBEAT_MISSES,
             profile: Profile::Native,
-            hostname: "vm".into(),
             extras_disk: None,
             extras_force: false,
+            hostname: DEFAULT_HOSTNAME.into(),
             supervisor_delay: limits::SUPERVISOR_DELAY,
             supervisor_haste: NonZeroU32::MIN,
+            network: Vec::new(),
             complaints: Vec::new(),
         }
     }
@@ -208,7 +223,23 @@ const SETTINGS: &[Setting] = &[
         help: "divides every time of the supervisor's restart rule, for tests (default 1)",
         set: |config, value| parse(value, &mut config.supervisor_haste),
     },
+    Setting {
+        key: "network",
+        alias: None,
+        is_switch: false,
+        help: "a link of the VM: mac=..,addr=..,dhcp=..,gw=..,dns=..,mtu=..; may come more than once",
+        set: |config, value| {
+            let fits = config.network.len() < limits::NETWORKS && !value.is_empty();
+            if fits {
+                config.network.push(NetworkWord::Network(value.into()));
+            }
+            fits
+        },
+    },
 ];
+
+/// The kernel's own key for a network, which it leaves to us.
+const IP: &str = "ip=";
 
 /// What a key on the kernel command line starts with.
 const CMDLINE_PREFIX: &str = "vminitd.";
@@ -244,6 +275,10 @@ impl Config {
             } else if let Some(setting) = word.strip_prefix(SPIN_PREFIX) {
                 let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
                 config.apply_spin(word, key, value);
+            } else if let Some(value) = word.strip_prefix(IP)
+                && config.network.len() < limits::NETWORKS
+            {
+                config.network.push(NetworkWord::Ip(value.into()));
             }
         }
         let mut words = flags.iter().map(String::as_str).peekable();
@@ -384,7 +419,7 @@ mod tests {
     fn what_is_not_understood_is_reported_and_leaves_the_default() {
         let config = parse(
             "vminitd.rpc_port=x vminitd.heartbeat_ms=0 vminitd.nonsense",
-            &["tsi_hijack", "--", "-network", "mac=1", "--rpc_port"],
+            &["tsi_hijack", "--", "-no-such", "mac=1", "--rpc_port"],
         );
         assert_eq!(Config { complaints: Vec::new(), ..config.clone() }, Config::default());
         assert_eq!(config.complaints.len(), 7, "{:?}", config.complaints);
@@ -398,6 +433,17 @@ mod tests {
         let config = parse("spin.extras_disk=26 spin.extras_disk=-1 spin.extras_force=x", &[]);
         assert_eq!((config.extras_disk, config.extras_force), (None, false));
         assert_eq!(config.complaints.len(), 3);
+    }
+
+    #[test]
+    fn words_about_networks_are_kept_in_their_order() {
+        let config =
+            parse("ip=dhcp vminitd.network=mac=1 ip=off", &["-network", "mac=2", "-network=x"]);
+        let network = |value: &str| NetworkWord::Network(value.into());
+        let ip = |value: &str| NetworkWord::Ip(value.into());
+        let words = [ip("dhcp"), network("mac=1"), ip("off"), network("mac=2"), network("x")];
+        assert_eq!(config.network, words);
+        assert_eq!(config.complaints, Vec::<String>::new());
     }
 
     #[test]

@@ -221,6 +221,37 @@ pub const SPLICE_BYTES: usize = 1024 * 1024;
 /// Splices of one stream before the others get a turn.
 pub const SPLICES_PER_TURN: u64 = 8;
 
+// Networks.
+
+/// Words about networks on the command line.
+pub const NETWORKS: usize = 64;
+/// Parts of one of them; addresses, name servers or routes of a link that a host may set.
+pub const NETWORK_ITEMS: usize = 64;
+/// Bytes of a link's name: the kernel's IFNAMSIZ less its NUL.
+pub const LINK_NAME_BYTES: usize = 15;
+/// Name servers of resolv.conf: what C libraries read.
+pub const NAME_SERVERS: usize = 3;
+/// Bytes of a bundle's nw-config.json.
+pub const NETWORK_CONFIG_BYTES: usize = 64 * 1024;
+/// Bytes of the kernel's answers that are read at once; it sends less.
+pub const NETLINK_BYTES: usize = 64 * 1024;
+/// For the kernel's answer to a change of networks.
+pub const NETLINK_ANSWER: Duration = Duration::from_secs(5);
+/// After this long without a link that was configured, the log says so; it is waited for still.
+pub const LINK_GRACE: Duration = Duration::from_secs(5);
+/// Least lease that is taken: with less, half of the traffic would be about the lease.
+pub const LEASE_LEAST: Duration = Duration::from_secs(5);
+/// From one unanswered DHCP message to the next: the first, doubling up to the last.
+pub const DHCP_RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
+/// DHCP messages without an answer before the client begins anew, or goes on with what it has.
+pub const DHCP_TRIES: u32 = 4;
+/// Least time between two requests to renew a long lease.
+pub const DHCP_RENEW_RETRY: Duration = Duration::from_secs(60);
+/// Routes of one lease.
+pub const DHCP_ROUTES: usize = 64;
+/// Bytes of a DHCP packet, IP and UDP headers included, that is looked at.
+pub const DHCP_BYTES: usize = 2048;
+
 const _: () = assert!(EVENT_BYTES <= RING_BYTES && EVENT_ROOTFS_BYTES < EVENT_BYTES);
 const _: () = assert!((KEPT_PER_MESSAGE + 1) * (KEPT_NAME_BYTES + 8) < LINK_MESSAGE_BYTES);
 const _: () =

@@ -30,6 +30,7 @@ pub mod id;
 pub mod init_client;
 pub mod machine;
 pub mod mounts;
+pub mod network;
 pub mod power;
 pub mod process;
 pub mod profile;
