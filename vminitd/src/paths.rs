@@ -8,6 +8,10 @@ pub const LIBCONTAINER_DIR: &str = "/run/vminitd/lc";
 pub const CONTAINERS_DIR: &str = "/run/vminitd/containers";
 /// What a container's processes may do, below its record's directory; see `link/confinement.rs`.
 pub const CONFINEMENT: &str = "confinement";
+/// What the agent records of networks, and the files that tell programs of them.
+pub const NETWORK_DIR: &str = "/run/vminitd/network";
+/// A bundle's wishes about networks, below the bundle.
+pub const BUNDLE_NETWORKS: &str = "nw-config.json";
 /// Bundles, on a tmpfs of their own: a root filesystem below must not share one with /run.
 pub const BUNDLES_DIR: &str = "/run/bundles";
 /// A bundle's configuration, below the bundle.

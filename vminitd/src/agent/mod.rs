@@ -56,6 +56,7 @@ use self::events::hub::{Hub, HubError};
 use self::handover::Handover;
 use self::host_mounts::HostMounts;
 use self::init_client::{InitClient, Notice};
+use self::network::Network;
 use self::profile::Profile;
 use self::server::accept::HostListener;
 use self::stdio::streams::Streams;
@@ -99,6 +100,8 @@ pub struct Agent {
     pub filters: Arc<Cache>,
     /// The injected supervisor.
     pub supervisor: Supervisor,
+    /// The VM's networks.
+    pub network: Arc<Network>,
 }
 
 /// Why an agent ends. init starts another.
@@ -198,6 +201,7 @@ async fn serve(
     // init says so in the log: a line takes as long as a mount.
     debug!(generation, "serving");
     agent.supervisor.take_over(agent, supervisors_output);
+    network::start(&agent.network, &agent.config);
     let services = |gone| server::services::services(agent, &gone);
     let streams = stdio::listener::serve(stream, agent.streams.clone(), agent.init.clone());
     tokio::join!(server::connection::serve(rpc, services), streams);
@@ -219,6 +223,7 @@ impl Agent {
         let events = Hub::take_over(&init, &mut handover.kept, &boot_id).await?;
         Ok(Arc::new(Self {
             profile: config.profile.into(),
+            network: Network::new(&config),
             config,
             dirs,
             init,

@@ -9,6 +9,11 @@ pub fn boottime_us() -> u64 {
     read(ClockId::CLOCK_BOOTTIME).as_micros() as u64
 }
 
+/// Time since boot, time in suspend included. CLOCK_BOOTTIME.
+pub fn boot() -> Duration {
+    read(ClockId::CLOCK_BOOTTIME)
+}
+
 /// Time since some moment. CLOCK_MONOTONIC.
 pub fn monotonic() -> Duration {
     read(ClockId::CLOCK_MONOTONIC)

@@ -77,6 +77,11 @@ pub fn broadcast(socket: BorrowedFd<'_>, index: u32, packet: &[u8]) -> io::Resul
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Receives a packet; what does not fit into `buffer` is lost.
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(nix::sys::socket::recv(socket.as_raw_fd(), buffer, nix::sys::socket::MsgFlags::empty())?)
+}
+
 fn address(index: u32) -> libc::sockaddr_ll {
     // SAFETY: sockaddr_ll is plain data, for which all zero is valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::connection::Services;
 use super::socket::Gone;
 use super::unbuilt;
-use crate::agent::{Agent, bundle, events, host_mounts, machine, system, task};
+use crate::agent::{Agent, bundle, events, host_mounts, machine, network, system, task};
 
 /// All of them.
 pub fn services(agent: &Arc<Agent>, gone: &Gone) -> Services {
@@ -18,6 +18,7 @@ pub fn services(agent: &Arc<Agent>, gone: &Gone) -> Services {
     services.extend(host_mounts::service::services(agent));
     services.extend(system::services(agent));
     services.extend(machine::services(agent));
+    services.extend(network::service::services(agent));
     services.extend(events::service::services(&agent.events, gone));
     services
 }

@@ -67,6 +67,7 @@ fn setup() -> Setup {
         filters: Arc::default(),
         host_mounts: HostMounts::new(dir.path().to_owned()),
         supervisor: Default::default(),
+        network: crate::agent::network::Network::new(&config),
         profile: config.profile.into(),
         config,
         dirs,

@@ -23,6 +23,7 @@ use crate::agent::id::ContainerId;
 use crate::agent::init_client::Outcome;
 use crate::agent::mounts::place::Ground;
 use crate::agent::mounts::undo::{UnmountError, undo};
+use crate::agent::network;
 use crate::agent::spec::{self, SpecError};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener;
@@ -146,6 +147,7 @@ fn remove_from_disk(
             }
         }
     };
+    network::container::detach(&agent.network, &record.bundle, id);
     note(cgroup.remove().map_err(Into::into));
     note(remove_state(agent.dirs.libcontainer(id)));
     let unmounted = undo(Ground::Bundle(&record.bundle), &record.places);

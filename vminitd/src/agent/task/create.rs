@@ -38,12 +38,14 @@ use crate::agent::mounts::devices;
 use crate::agent::mounts::make;
 use crate::agent::mounts::place::Ground;
 use crate::agent::mounts::plan::{Planned, plan};
+use crate::agent::network::container;
 use crate::agent::process::lifecycle::Event;
 use crate::agent::spec::{self, Prepared};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::wiring::{Owner, ProcessFds};
 use crate::link::confinement::Confinement;
 use crate::link::message::{Job, Launch, Target};
+use crate::paths;
 use crate::sys::terminal::Size;
 
 /// The type of the options that are understood.
@@ -113,6 +115,7 @@ struct Ready {
     hook_seconds: u64,
     console_size: Option<Size>,
     new_network: bool,
+    own_networks: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -183,6 +186,9 @@ impl<'a> Attempt<'a> {
         let launched = self.launch(&options, &ready, wired.fds).await?;
         let (container, exit, master) =
             self.container(request.rootfs.clone(), directory, init, launched);
+        if ready.own_networks {
+            self.attach_networks(container.init.pid()).await?;
+        }
         if let Some(size) = ready.console_size {
             container.init.resize(size)?;
         }
@@ -251,6 +257,16 @@ impl<'a> Attempt<'a> {
             Outcome::Failed(error) => Err(RpcError::Runtime(error.reason)),
             Outcome::Done => Err(RpcError::Runtime("init launched no process".to_owned())),
         }
+    }
+
+    /// Links to the VM's networks, as the bundle says.
+    async fn attach_networks(&self, pid: u32) -> Result<(), RpcError> {
+        let (agent, bundle, id) = (self.agent.clone(), self.record.bundle.clone(), self.id.clone());
+        let attach = move || container::attach(&agent.network, &bundle, &id, pid);
+        let attached = tokio::task::spawn_blocking(attach).await;
+        let attached =
+            attached.map_err(|error| RpcError::Failed(format!("defect in the agent: {error}")))?;
+        attached.map_err(|error| RpcError::Runtime(chain(&error)))
     }
 
     fn container(
@@ -328,6 +344,7 @@ impl OnDisk {
             hook_seconds: prepared.hook_seconds,
             console_size: prepared.console_size(),
             new_network: prepared.new_network(),
+            own_networks: self.record.bundle.join(paths::BUNDLE_NETWORKS).exists(),
         };
         Ok((ready, self.record, counters))
     }

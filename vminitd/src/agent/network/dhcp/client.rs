@@ -40,6 +40,8 @@ pub struct Client {
     state: State,
     /// A server that has let us down, and is passed over once.
     shunned: Option<Ipv4Addr>,
+    /// Offers that were taken back since the last lease: each time the pause is longer.
+    refusals: u32,
     actions: VecDeque<Action>,
 }
 
@@ -53,7 +55,7 @@ enum State {
     /// For the ack of an offer.
     Requesting { talk: Talk, offer: Lease },
     /// For better times: a server has taken its offer back.
-    Resting { until: Duration, pauses: u32 },
+    Resting { until: Duration },
     /// For the word that the lease holds still, after the link was away.
     Rebooting { talk: Talk, lease: Lease },
     /// For the time to renew.
@@ -75,7 +77,7 @@ struct Talk {
     next: Duration,
     /// How often something was said without an answer that counts.
     tries: u32,
-    /// How many pauses there were, over several conversations: the next one is longer.
+    /// How many DHCPDISCOVERs there were, over several conversations: the next pause is longer.
     pauses: u32,
 }
 
@@ -131,7 +133,8 @@ impl Client {
     /// its numbers differ from other clients'.
     pub fn new(mac: Mac, hostname: Option<String>, seed: u64, lease: Option<Lease>) -> Self {
         let state = State::Down { lease };
-        Self { mac, hostname, random: Random(seed), state, shunned: None, actions: VecDeque::new() }
+        let (random, actions) = (Random(seed), VecDeque::new());
+        Self { mac, hostname, random, state, shunned: None, refusals: 0, actions }
     }
 
     /// A client whose lease is in use, over the death of who had it before; its link is up.
@@ -170,10 +173,7 @@ impl Client {
             return;
         }
         match &self.state {
-            State::Resting { until, pauses } if now >= *until => {
-                let pauses = *pauses;
-                self.select(now, pauses);
-            }
+            State::Resting { until } if now >= *until => self.select(now, 0),
             State::Selecting { talk } if now >= talk.next => {
                 // Once round: whoever let us down may have thought better of it.
                 self.shunned = None;
@@ -288,7 +288,7 @@ impl Client {
         match reply.kind {
             ReplyKind::Offer => Err(Ignored::NotAsked),
             ReplyKind::Nak => {
-                self.refused(now, speaker, talk.pauses);
+                self.refused(now, speaker);
                 Ok(())
             }
             ReplyKind::Ack if IpAddr::V4(reply.address) != address => {
@@ -307,7 +307,7 @@ impl Client {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let next = match &self.state {
             State::Down { .. } => None,
-            State::Resting { until, .. } => Some(*until),
+            State::Resting { until } => Some(*until),
             State::Selecting { talk } | State::Requesting { talk, .. } => Some(talk.next),
             State::Rebooting { talk, .. } => Some(talk.next),
             State::Bound { lease } => lease.times.ends.map(|ends| ends[0]),
@@ -355,6 +355,11 @@ impl Client {
     fn take_offer(&mut self, now: Duration, talk: Talk, reply: &Reply) -> Result<(), Ignored> {
         let offer = lease::read(reply, talk.asked)?;
         if self.shunned == Some(offer.server) {
+            // If nobody else offers anything soon, it has another chance.
+            let soon = now + self.pause(0);
+            if let Some(talk) = self.talk_of() {
+                talk.next = talk.next.min(soon);
+            }
             return Err(Ignored::Shunned);
         }
         // The conversation goes on under its number.
@@ -372,18 +377,19 @@ impl Client {
         }
         self.actions.push_back(Action::Apply(lease.clone()));
         self.state = State::Bound { lease };
-        self.shunned = None;
+        (self.shunned, self.refusals) = (None, 0);
         Ok(())
     }
 
-    fn refused(&mut self, now: Duration, server: Ipv4Addr, pauses: u32) {
+    fn refused(&mut self, now: Duration, server: Ipv4Addr) {
         if let Some(lease) = self.lease().cloned() {
             self.actions.push_back(Action::Withdraw(lease));
             self.select(now, 0);
         } else {
             self.shunned = Some(server);
-            let until = now + self.pause(pauses);
-            self.state = State::Resting { until, pauses: pauses + 1 };
+            let until = now + self.pause(self.refusals);
+            self.refusals = self.refusals.saturating_add(1);
+            self.state = State::Resting { until };
         }
     }
 
@@ -424,7 +430,11 @@ impl Client {
                 until = lease.times.ends.map(|ends| (ends[2], ends[2] - lease.times.asked));
             }
         }
-        let pauses = self.talk_of().map_or(0, |talk| talk.pauses);
+        let pauses = match (is_request, self.talk_of()) {
+            (false, Some(talk)) => talk.pauses,
+            (true, Some(talk)) => talk.tries,
+            (_, None) => return,
+        };
         let pause = match until {
             // Half of what is left, as RFC 2131 4.4.5 has it; for a short lease its least is shorter.
             Some((until, whole)) => {
@@ -437,7 +447,7 @@ impl Client {
         let Some(talk) = self.talk_of() else { return };
         (talk.asked, talk.next) = (now, now + pause);
         talk.tries += 1;
-        talk.pauses = talk.pauses.saturating_add(1);
+        talk.pauses = talk.pauses.saturating_add(u32::from(!is_request));
         let secs = u16::try_from((now - talk.began).as_secs()).unwrap_or(u16::MAX);
         let question =
             Question { is_request, xid: talk.xid, secs, mac, has, wants, server, hostname };
