@@ -35,6 +35,12 @@ pub const MAX_HOTPLUG_SLOTS: u32 = 31;
 /// Shared directories of one VM; each is a process of its own here.
 pub const MAX_SHARES: usize = 8;
 
+/// Network interfaces of one VM: a slot of the bus each.
+pub const MAX_NICS: usize = 8;
+
+/// Ports of the host that lead to one VM.
+pub const MAX_PUBLISHED: usize = 64;
+
 /// Ports that a guest may be allowed to dial.
 pub const MAX_GUEST_DIALS: usize = 256;
 

@@ -12,7 +12,7 @@ use host_shim::dials;
 use host_shim::guest::{Guest, Ports, resume_after, unlimited};
 use host_shim::images::{ROOT_IMAGE_CMDLINE, ROOT_IMAGE_SERIAL};
 use host_shim::machine::{BootOptions, Exited, Machine, console_tail};
-use host_shim::vm::{Description, Disk, Draft, Share, Tag, VmName};
+use host_shim::vm::{Description, Disk, Draft, Nic, Share, Tag, VmName};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -48,6 +48,8 @@ pub struct Options {
     pub guest_dials: BTreeMap<u32, PathBuf>,
     /// Directories of the host, beside the root filesystem's.
     pub shares: Vec<Share>,
+    /// Network interfaces.
+    pub nics: Vec<Nic>,
     /// Another initramfs.
     pub initramfs: Option<PathBuf>,
     /// No initramfs: a read-only root on the first disk.
@@ -66,6 +68,7 @@ impl Default for Options {
             disks: Vec::new(),
             guest_dials: BTreeMap::new(),
             shares: Vec::new(),
+            nics: Vec::new(),
             initramfs: None,
             erofs_root: false,
             look_for_leaks: true,
@@ -207,6 +210,7 @@ impl Vm {
             disks,
             hotplug_slots: Default::default(),
             shares,
+            nics: options.nics.clone(),
             accelerator: Default::default(),
         };
         let description = Description::try_from(draft).expect("a VM that makes sense");

@@ -23,7 +23,9 @@ use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::BundleClien
 use vminitd_protocol::pb::containerd::vminitd::services::mount::v1::MountClient;
 use vminitd_protocol::pb::containerd::vminitd::services::system::v1::{InfoResponse, SystemClient};
 use vminitd_protocol::pb::google::protobuf::Empty;
-use vminitd_protocol::pb::vminitd::v1::{EventsClient, MachineClient, StreamsClient};
+use vminitd_protocol::pb::vminitd::v1::{
+    EventsClient, MachineClient, NetworkClient, StreamsClient,
+};
 use vminitd_protocol::ports::{DEFAULT_RPC_PORT, DEFAULT_STREAM_PORT};
 
 use crate::vmm::GuestStream;
@@ -168,6 +170,11 @@ impl Guest {
     /// What is around the guest's containers.
     pub fn machine(&self) -> MachineClient {
         MachineClient::new(self.rpc.clone())
+    }
+
+    /// The VM's networks.
+    pub fn network(&self) -> NetworkClient {
+        NetworkClient::new(self.rpc.clone())
     }
 
     /// Streams of running processes.

@@ -198,6 +198,7 @@ fn tiny_vm() -> Description {
         disks: Vec::new(),
         hotplug_slots: 0.try_into().expect("a number of slots"),
         shares: Vec::new(),
+        nics: Vec::new(),
         accelerator: Accelerator::Hardware,
     };
     draft.try_into().expect("a description")

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use super::accelerator::Engine;
 use crate::limits::MAX_DISKS;
-use crate::vm::{Cmdline, CmdlineError, Description};
+use crate::vm::{Cmdline, CmdlineError, Description, Network, Nic};
 
 /// What QEMU may not do once it runs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -92,6 +92,11 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
     if vm.hotplug_slots().get() > 0 {
         args.flag("-device", format!("pcie-pci-bridge,id={HOTPLUG_BUS}"));
     }
+    for (index, nic) in vm.nics().iter().enumerate() {
+        args.flag("-netdev", netdev(index, nic));
+        // No program for booting from it: the guest has its kernel already, and QEMU's package may be without.
+        args.flag("-device", format!("virtio-net-pci,netdev=net{index},mac={},romfile=", nic.mac));
+    }
     for (index, (share, fd)) in vm.shares().iter().zip(&fds.shares).enumerate() {
         args.flag("-chardev", format!("socket,id=share{index},fd={fd}"));
         args.flag(
@@ -111,6 +116,25 @@ fn disk_address(index: usize, count: usize) -> String {
     let (slot, function) = (FIRST_DISK_SLOT + index / 8, index % 8);
     let first = if function == 0 { ",multifunction=on" } else { "" };
     format!(",addr={slot:x}.{function}{first}")
+}
+
+/// IPv6 is off in a user network: a host without it would give the guest a way to nowhere, which programs try first.
+fn netdev(index: usize, nic: &Nic) -> String {
+    match &nic.network {
+        Network::User { published } => {
+            let mut text = format!("user,id=net{index},ipv6=off");
+            for port in published {
+                let kind = if port.udp { "udp" } else { "tcp" };
+                let (address, host, guest) = (port.address, port.host, port.guest);
+                text.push_str(&format!(",hostfwd={kind}:{address}:{host}-:{guest}"));
+            }
+            text
+        }
+        Network::Stream { socket } => {
+            let path = socket.display();
+            format!("stream,id=net{index},server=off,addr.type=unix,addr.path={path}")
+        }
+    }
 }
 
 #[derive(Default)]
@@ -245,6 +269,24 @@ mod tests {
         let none = Description::try_from(none).unwrap();
         let none = arguments(&none, Engine::Tcg, &fds()).unwrap().join(" ");
         assert!(!none.contains("bridge"), "{none}");
+    }
+
+    #[test]
+    fn an_interface_is_on_its_network_without_a_boot_program() {
+        let nic = |mac: &str, network| Nic { mac: mac.parse().unwrap(), network };
+        let user = Network::User {
+            published: vec!["8080:80".parse().unwrap(), "0.0.0.0:53:53/udp".parse().unwrap()],
+        };
+        let stream = Network::Stream { socket: "/run/switch.sock".into() };
+        let nics = vec![nic("52:54:00:00:00:01", user), nic("52:54:00:00:00:02", stream)];
+        let text = text(Draft { nics, ..draft() }, Engine::Tcg);
+        for part in [
+            "-netdev user,id=net0,ipv6=off,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:0.0.0.0:53-:53 ",
+            "-device virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01,romfile= ",
+            "-netdev stream,id=net1,server=off,addr.type=unix,addr.path=/run/switch.sock ",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
     }
 
     #[test]

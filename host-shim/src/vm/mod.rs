@@ -8,6 +8,7 @@
 mod cmdline;
 mod memory;
 mod names;
+mod nic;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -16,10 +17,11 @@ use std::path::{Path, PathBuf};
 pub use cmdline::{Cmdline, CmdlineError};
 pub use memory::{MemorySize, MemorySizeError};
 pub use names::{Cid, HotplugSlots, NameError, Serial, Tag, VmName};
+pub use nic::{MacAddress, Network, Nic, NicError, Published};
 pub use wire::WireError;
 pub(crate) use wire::{from_disk, to_disk};
 
-use crate::limits::{MAX_CPUS, MAX_DISKS, MAX_GUEST_DIALS, MAX_SHARES};
+use crate::limits::{MAX_CPUS, MAX_DISKS, MAX_GUEST_DIALS, MAX_NICS, MAX_PUBLISHED, MAX_SHARES};
 
 /// A VM as somebody wishes it, unchecked. `Description::try_from` checks it.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct Draft {
     pub hotplug_slots: HotplugSlots,
     /// Directories of the host.
     pub shares: Vec<Share>,
+    /// Network interfaces, in the order of the guest's bus.
+    pub nics: Vec<Nic>,
     /// What executes the guest's instructions.
     pub accelerator: Accelerator,
 }
@@ -123,6 +127,9 @@ pub enum DescriptionError {
         /// Its path.
         path: PathBuf,
     },
+    /// An interface that cannot be made.
+    #[error(transparent)]
+    Nic(#[from] NicError),
     /// Neither initramfs nor disk: nothing to boot from.
     #[error("no initramfs and no disk: the guest has nothing to boot from")]
     NoRoot,
@@ -144,6 +151,17 @@ impl TryFrom<Draft> for Description {
             let (tag, path) = (share.tag.to_string(), share.path.clone());
             return Err(DescriptionError::RelativePath { tag, path });
         }
+        at_most("network interfaces", draft.nics.len(), MAX_NICS)?;
+        let macs: Vec<String> = draft.nics.iter().map(|nic| nic.mac.to_string()).collect();
+        distinct("network interfaces", macs.iter().map(String::as_str))?;
+        let published: Vec<&Published> = draft.nics.iter().flat_map(Nic::published).collect();
+        at_most("published ports", published.len(), MAX_PUBLISHED)?;
+        let hosts: Vec<String> = published
+            .iter()
+            .map(|p| format!("{}:{}/{}", p.address, p.host, if p.udp { "udp" } else { "tcp" }))
+            .collect();
+        distinct("published ports", hosts.iter().map(String::as_str))?;
+        draft.nics.iter().try_for_each(Nic::check)?;
         if draft.initramfs.is_none() && draft.disks.is_empty() {
             return Err(DescriptionError::NoRoot);
         }
@@ -207,6 +225,11 @@ impl Description {
         &self.0.shares
     }
 
+    /// The network interfaces, each with a MAC address of its own.
+    pub fn nics(&self) -> &[Nic] {
+        &self.0.nics
+    }
+
     /// What executes the guest's instructions.
     pub fn accelerator(&self) -> Accelerator {
         self.0.accelerator
@@ -257,6 +280,7 @@ pub(crate) mod tests {
             disks: Vec::new(),
             hotplug_slots: HotplugSlots::default(),
             shares: Vec::new(),
+            nics: Vec::new(),
             accelerator: Accelerator::Auto,
         }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use vminitd_protocol::pb::vminitd::vmm::v1 as pb;
 
 use super::{Accelerator, Cid, Cmdline, CmdlineError, Description, DescriptionError, Disk, Draft};
-use super::{MemorySize, MemorySizeError, NameError, Share};
+use super::{MemorySize, MemorySizeError, NameError, Network, Nic, NicError, Share};
 
 /// Why a message is no description. The peer's fault: it checks with the same code before it sends.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum WireError {
     /// The command line.
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
+    /// A network interface.
+    #[error(transparent)]
+    Nic(#[from] NicError),
     /// The whole.
     #[error(transparent)]
     Whole(#[from] DescriptionError),
@@ -42,6 +45,7 @@ impl From<&Description> for pb::VmDescription {
             disks: vm.disks().iter().map(to_disk).collect(),
             shares: vm.shares().iter().map(to_share).collect(),
             hotplug_slots: vm.hotplug_slots().get(),
+            nics: vm.nics().iter().map(to_nic).collect(),
             accelerator: match vm.accelerator() {
                 Accelerator::Auto => pb::Accelerator::Auto,
                 Accelerator::Hardware => pb::Accelerator::Hardware,
@@ -73,6 +77,7 @@ impl TryFrom<pb::VmDescription> for Description {
             disks: vm.disks.into_iter().map(from_disk).collect::<Result<_, _>>()?,
             hotplug_slots: vm.hotplug_slots.try_into()?,
             shares: vm.shares.into_iter().map(from_share).collect::<Result<_, _>>()?,
+            nics: vm.nics.into_iter().map(from_nic).collect::<Result<_, _>>()?,
             accelerator,
         };
         Ok(draft.try_into()?)
@@ -107,6 +112,29 @@ fn from_share(share: pb::Share) -> Result<Share, NameError> {
     })
 }
 
+fn to_nic(nic: &Nic) -> pb::Nic {
+    let network = match &nic.network {
+        Network::User { published } => pb::nic::Network::User(pb::UserNetwork {
+            published: published.iter().map(ToString::to_string).collect(),
+        }),
+        Network::Stream { socket } => {
+            pb::nic::Network::StreamSocket(socket.to_string_lossy().into_owned())
+        }
+    };
+    pb::Nic { mac: nic.mac.to_string(), network: Some(network) }
+}
+
+fn from_nic(nic: pb::Nic) -> Result<Nic, NicError> {
+    let mac = nic.mac.parse()?;
+    let network = match nic.network.ok_or(NicError::NoNetwork(mac))? {
+        pb::nic::Network::User(user) => Network::User {
+            published: user.published.iter().map(|p| p.parse()).collect::<Result<_, _>>()?,
+        },
+        pb::nic::Network::StreamSocket(path) => Network::Stream { socket: path.into() },
+    };
+    Ok(Nic { mac, network })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -114,10 +142,20 @@ mod tests {
     use super::super::tests::draft;
     use super::*;
 
+    fn nics(ports: &std::collections::BTreeSet<u16>, stream: bool) -> Vec<Nic> {
+        let published = ports.iter().map(|port| format!("{port}:{port}/udp").parse().unwrap());
+        let user = Network::User { published: published.collect() };
+        let socket = Network::Stream { socket: "/run/switch.sock".into() };
+        let nic = |mac: &str, network| Nic { mac: mac.parse().unwrap(), network };
+        let other = stream.then(|| nic("52:54:00:00:00:02", socket));
+        [nic("52:54:00:00:00:01", user)].into_iter().chain(other).collect()
+    }
+
     proptest! {
         #[test]
         fn a_description_arrives_as_it_was_sent(
             cpus in 1u32..=255, mebibytes in 64u64..9999, cid in 3u32..99, dials in proptest::collection::btree_set(any::<u32>(), 0..9),
+            ports in proptest::collection::btree_set(1u16.., 0..9), stream: bool,
             tags in proptest::collection::btree_set("[a-z]{1,9}", 0..8), word in "[a-z]{1,9}(=[a-z ]{1,9})?",
         ) {
             let shares = tags.iter().map(|tag| Share { tag: tag.parse().unwrap(), path: format!("/{tag}").into(), read_only: true });
@@ -127,6 +165,7 @@ mod tests {
                 guest_cid: Cid::try_from(cid).unwrap(),
                 guest_dials: dials,
                 shares: shares.collect(),
+                nics: nics(&ports, stream),
                 cmdline: Cmdline::new().word(word).unwrap(),
                 ..draft()
             }).unwrap();

@@ -93,6 +93,7 @@ pub fn draft(directory: &TempDir, cmdline: &str) -> Draft {
         guest_dials: Default::default(),
         disks: Vec::new(),
         hotplug_slots: Default::default(),
+        nics: Vec::new(),
         shares: vec![Share { tag: "shared".parse().unwrap(), path: shared, read_only: true }],
         accelerator: Default::default(),
     }

@@ -10,7 +10,7 @@ use host_shim::container::{TmpfsWish, VolumeWish};
 use host_shim::dials::GuestDial;
 use host_shim::extras::Extra;
 use host_shim::images::wish::ImageWish;
-use host_shim::vm::{MemorySize, VmName};
+use host_shim::vm::{MemorySize, Published, VmName};
 
 /// Runs containers, each in a small VM of its own.
 #[derive(Parser)]
@@ -184,6 +184,22 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "VM")]
     pub cpus: u32,
 
+    /// Network of the VM: user, or none [default: none, or user with --publish]
+    ///
+    /// With "user", the command has the VM's own network (10.0.2.15): it reaches what this machine reaches, as the user
+    /// who runs vminitctl, and this machine itself at 10.0.2.2; names are looked up as here. From outside nobody
+    /// reaches it but through --publish. No root is needed. With "none" it has a loopback interface.
+    /// Example: --net user
+    #[arg(long, value_name = "NETWORK", help_heading = "Network", hide_possible_values = true)]
+    pub net: Option<Net>,
+
+    /// Pass a port of this machine on to the command; may be given more than once
+    ///
+    /// As [IP:]HOST:GUEST[/udp]. Without an IP it is on 127.0.0.1: for this machine alone.
+    /// Example: --publish 8080:80 --publish 0.0.0.0:5353:53/udp
+    #[arg(long, value_name = "HOST:GUEST", help_heading = "Network", action = ArgAction::Append)]
+    pub publish: Vec<Published>,
+
     /// Name by which other commands find the VM [default: made up]
     ///
     /// Also the host name in a container that --rootfs makes. At most 64 letters, digits, '.', '_' and '-', not
@@ -335,6 +351,15 @@ pub enum SupervisorWish {
     Stop,
     /// Start it with a clean slate, also one that was given up
     Start,
+}
+
+/// What `--net` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// A network in the process that runs the VM.
+    User,
+    /// The loopback interface.
+    None,
 }
 
 /// `UID` or `UID:GID`.

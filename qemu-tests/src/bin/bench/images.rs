@@ -147,6 +147,7 @@ impl Images {
             disks: if erofs { vec![disk] } else { Vec::new() },
             hotplug_slots: Default::default(),
             shares: Vec::new(),
+            nics: Vec::new(),
             accelerator: Default::default(),
         })
     }

@@ -9,9 +9,9 @@ use host_shim::sys::terminal::Size;
 use host_shim::vm::VmName;
 use oci_spec::runtime::{BoxBuilder, RootBuilder, Spec};
 
-use super::RunError;
 use super::storage::Storage;
 use super::volumes;
+use super::{RunError, network};
 use crate::cli::RunArgs;
 use crate::process::{resolve_env, set_env, term_entry};
 
@@ -22,6 +22,8 @@ pub struct Container {
     pub tty: bool,
     /// What the VM is to be given of the host.
     pub storage: Storage,
+    /// True when it has the VM's network.
+    pub network: bool,
 }
 
 impl Container {
@@ -55,7 +57,12 @@ impl Container {
             false => Storage::images(args, shares)?,
         };
         binds.put_into(&mut spec, &storage.rootfs, args);
-        Ok(Self { spec, tty, storage })
+        let network = network::wanted(args)?;
+        if network {
+            // Behind the search for the host's directories: these files are the guest's.
+            network::share(&mut spec);
+        }
+        Ok(Self { spec, tty, storage, network })
     }
 
     /// What Create is to mount.
@@ -75,6 +82,11 @@ impl Container {
     pub fn command(&self) -> String {
         let args = self.spec.process().as_ref().and_then(|process| process.args().as_ref());
         args.map(|args| args.join(" ")).unwrap_or_default()
+    }
+
+    /// What it is to be.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     /// config.json.

@@ -22,6 +22,9 @@ pub enum RunError {
     /// Neither a command nor a bundle that has one.
     #[error("no command: give one behind `--`, for example `-- sh -c 'echo hello'`")]
     NoCommand,
+    /// Ports that lead nowhere.
+    #[error("--publish needs a network; leave --net none away, or give --net user")]
+    PublishWithoutNet,
     /// The root filesystem is no directory.
     #[error("--rootfs {path:?}: no directory that can be read")]
     Rootfs {

@@ -16,6 +16,7 @@ mod chart;
 mod console;
 mod drawing;
 mod error;
+mod network;
 mod storage;
 mod timings;
 mod volumes;
@@ -179,8 +180,12 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
     let args = &vm.args;
     // For a chart the kernel tells of its phases. What a person says comes later and wins.
     let talkative = args.chart.as_ref().map(|_| "loglevel=7");
-    let words: Vec<&str> =
-        talkative.into_iter().chain(args.append.iter().map(String::as_str)).collect();
+    let of_network = network::words(vm.container.spec(), vm.container.network);
+    let words: Vec<&str> = talkative
+        .into_iter()
+        .chain(of_network.iter().map(String::as_str))
+        .chain(args.append.iter().map(String::as_str))
+        .collect();
     let mut cmdline: Cmdline = words.join(" ").parse().map_err(RunError::Cmdline)?;
     let mut disks = vm.container.storage.disks.clone();
     let initramfs = match &args.root_image {
@@ -198,6 +203,7 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
         kernel: locate::kernel(args.kernel.clone())?,
         initramfs,
         cmdline,
+        nics: network::nics(args, vm.container.network),
         memory: args.memory,
         cpus: args.cpus,
         guest_cid: Default::default(),
@@ -302,6 +308,9 @@ async fn try_to_create(
         Ok(_) => {}
         Err(CallError::Lost(_)) => return Ok(None),
         Err(error) => return Err(ProcessError::create("Task.Create")(error).into()),
+    }
+    if vm.container.network {
+        network::wait(&guest.guest().await).await;
     }
     timings.mark(Mark::Created);
     Ok(Some(stdio))
