@@ -22,6 +22,7 @@
 //! | `lifecycle` | states, events, exit statuses, many containers |
 //! | `mount_service` | mounts that belong to no container |
 //! | `mounts` | root filesystems from lists of mounts |
+//! | `network` | links, DHCP, names, published ports, networks of containers |
 //! | `oom` | containers that run out of memory |
 //! | `options` | runtime options of Create |
 //! | `pause` | Pause and Resume, also over the agent's death |
@@ -61,6 +62,7 @@ mod launch;
 mod lifecycle;
 mod mount_service;
 mod mounts;
+mod network;
 mod oci;
 mod oom;
 mod options;
