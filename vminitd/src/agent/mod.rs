@@ -201,7 +201,7 @@ async fn serve(
     // init says so in the log: a line takes as long as a mount.
     debug!(generation, "serving");
     agent.supervisor.take_over(agent, supervisors_output);
-    network::start(&agent.network, &agent.config);
+    network::start(agent);
     let services = |gone| server::services::services(agent, &gone);
     let streams = stdio::listener::serve(stream, agent.streams.clone(), agent.init.clone());
     tokio::join!(server::connection::serve(rpc, services), streams);

@@ -32,6 +32,7 @@ use tracing::{error, warn};
 
 use self::names::Resolver;
 use self::nic::Nic;
+use super::Agent;
 use super::errors::chain;
 use super::lock;
 use crate::config::{Config, DEFAULT_HOSTNAME};
@@ -107,7 +108,8 @@ impl Network {
 }
 
 /// Begins with what the command line says, beside serving; returns at once.
-pub fn start(network: &Arc<Network>, config: &Config) {
+pub fn start(agent: &Arc<Agent>) {
+    let (network, config) = (agent.network.clone(), &agent.config);
     let mut wishes = vec![];
     let mut seen = vec![];
     for word in &config.network {
@@ -127,9 +129,14 @@ pub fn start(network: &Arc<Network>, config: &Config) {
     if network.nics.set(nics).is_err() {
         return;
     }
-    network.write_names();
-    for nic in network.nics() {
-        // They live as long as the agent, and end with its runtime.
-        tokio::spawn(nic::run(network.clone(), nic.clone()));
-    }
+    let init = agent.init.clone();
+    // All of these live as long as the agent, and end with its runtime.
+    tokio::spawn(async move {
+        // The host name of the configuration is there then, and the host is served already.
+        init.boot_complete().await;
+        network.write_names();
+        for nic in network.nics() {
+            tokio::spawn(nic::run(network.clone(), nic.clone()));
+        }
+    });
 }
