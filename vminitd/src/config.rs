@@ -29,6 +29,12 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Pings in a row that the agent may leave unanswered.
     pub heartbeat_misses: u32,
+    /// From a container's SIGTERM to its SIGKILL when the VM ends.
+    pub stop_grace: Duration,
+    /// How long each step of the VM's end may take.
+    pub stop_step: Duration,
+    /// After so long a filesystem that a host has frozen thaws by itself.
+    pub thaw_after: Duration,
     /// Whose habits the agent has.
     pub profile: Profile,
     /// The VM's host name.
@@ -89,6 +95,9 @@ impl Default for Config {
             device_timeout: limits::DEVICE_PATIENCE,
             heartbeat: limits::HEARTBEAT,
             heartbeat_misses: limits::HEARTBEAT_MISSES,
+            stop_grace: limits::TERM_TO_KILL,
+            stop_step: limits::STOP_STEP,
+            thaw_after: limits::THAW_AFTER,
             profile: Profile::Native,
             extras_disk: None,
             extras_force: false,
@@ -183,6 +192,27 @@ const SETTINGS: &[Setting] = &[
         set: |config, value| {
             parse(value, &mut config.heartbeat_misses) && config.heartbeat_misses > 0
         },
+    },
+    Setting {
+        key: "stop_grace_ms",
+        alias: None,
+        is_switch: false,
+        help: "milliseconds from SIGTERM to SIGKILL when the VM ends (default 10000)",
+        set: |config, value| parse_millis(value, &mut config.stop_grace),
+    },
+    Setting {
+        key: "stop_step_ms",
+        alias: None,
+        is_switch: false,
+        help: "milliseconds that each step of the VM's end may take (default 10000)",
+        set: |config, value| parse_millis(value, &mut config.stop_step),
+    },
+    Setting {
+        key: "thaw_after_ms",
+        alias: None,
+        is_switch: false,
+        help: "milliseconds after which frozen filesystems thaw by themselves (default 60000)",
+        set: |config, value| parse_millis(value, &mut config.thaw_after),
     },
     Setting {
         key: "profile",

@@ -8,7 +8,7 @@
 //!
 //! Between them: [`link`], the socketpair of init and agent. Below them: [`sys`], the only module
 //! with `unsafe`, a file per kernel object. What all must agree on: [`config`], [`limits`],
-//! [`paths`], [`log`].
+//! [`paths`], [`log`], and the order of an end: [`shutdown`].
 #![deny(unsafe_code)]
 
 pub mod agent;
@@ -20,4 +20,5 @@ pub mod limits;
 pub mod link;
 pub mod log;
 pub mod paths;
+pub mod shutdown;
 pub mod sys;

@@ -49,8 +49,15 @@ pub const CLEANING_LOOK: Duration = Duration::from_millis(5);
 pub const LINK_RETRY: Duration = Duration::from_millis(10);
 /// Children that init reaps before it looks at anything else again.
 pub const REAPED_PER_TURN: usize = 256;
-/// What the agent has for stopping everything once init asked it to.
-pub const SHUTDOWN_BY_AGENT: Duration = Duration::from_secs(30);
+/// Each step of the VM's end, when nothing else is configured.
+pub const STOP_STEP: Duration = Duration::from_secs(10);
+/// How many times that the agent has for its own steps, the containers' grace not counted: see
+/// `agent/power.rs`, which has four, and one to spare.
+pub const STOP_STEPS_BY_AGENT: u32 = 5;
+/// What the stop report names at most.
+pub const REPORT_LINES: usize = 24;
+/// Bytes of each; a line on the console has room for all of them.
+pub const REPORT_LINE_BYTES: usize = 160;
 
 /// From serving to the look for an injected supervisor, when there is no extras disk.
 pub const SUPERVISOR_DELAY: Duration = Duration::from_secs(2);
@@ -195,14 +202,27 @@ pub const STDIN_QUIET: Duration = Duration::from_millis(200);
 pub const FIFO_PAUSE: Duration = Duration::from_millis(10);
 /// From SIGTERM to SIGKILL when the VM shuts down.
 pub const TERM_TO_KILL: Duration = Duration::from_secs(10);
+/// From the last Freeze to a thaw that nobody asked for, when nothing else is configured.
+pub const THAW_AFTER: Duration = Duration::from_secs(60);
 /// For killed processes to be gone.
 pub const KILL_TO_GONE: Duration = Duration::from_secs(10);
 /// For a cgroup to freeze or thaw.
 pub const FREEZE: Duration = Duration::from_secs(10);
-/// Between the last reply and the power-off, so that the reply leaves the VM.
-pub const REPLY_BEFORE_POWER_OFF: Duration = Duration::from_millis(100);
+/// How often it is looked whether the last replies and events have left the VM.
+pub const LAST_REPLIES_LOOK: Duration = Duration::from_millis(1);
+/// Turns of the agent's other tasks before that, so that what is answered is also written.
+pub const LAST_REPLIES_TURNS: usize = 8;
 /// After an accept that failed for lack of something, before the next.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// From the first connection to its stamp on the console.
+pub const FIRST_ACCEPT_PRINTED: Duration = Duration::from_millis(200);
+/// How far the clock may be off for a slew, which takes two thousand times as long.
+pub const SLEW_MOST: Duration = Duration::from_secs(10);
+/// Lines of each section of the diagnostics.
+pub const DIAGNOSTICS_LINES: usize = 512;
+/// Bytes of the host's for the random pool, at once.
+pub const ENTROPY_BYTES: usize = 512;
 
 // How devices are heard of.
 
@@ -252,6 +272,7 @@ pub const DHCP_ROUTES: usize = 64;
 /// Bytes of a DHCP packet, IP and UDP headers included, that is looked at.
 pub const DHCP_BYTES: usize = 2048;
 
+const _: () = assert!(REPORT_LINES * (REPORT_LINE_BYTES + 2) + 128 <= LOG_CONSOLE_BYTES);
 const _: () = assert!(EVENT_BYTES <= RING_BYTES && EVENT_ROOTFS_BYTES < EVENT_BYTES);
 const _: () = assert!((KEPT_PER_MESSAGE + 1) * (KEPT_NAME_BYTES + 8) < LINK_MESSAGE_BYTES);
 const _: () =

@@ -16,10 +16,11 @@
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::metadata::LevelFilter;
@@ -29,6 +30,7 @@ use crate::config::LogLevel;
 use crate::limits::{LOG_CONSOLE_BYTES, LOG_KMSG_BYTES};
 use crate::paths;
 use crate::sys::shared_text::SharedText;
+use crate::sys::stream_socket::unsent_bytes;
 
 /// Which process writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,18 @@ pub fn to_console(line: &str) {
         sink.console(line);
     }
 }
+
+/// Waits until the console has taken what was written to it, so long at most: with the power goes what it still holds.
+pub fn drain_console(limit: Duration) {
+    let Some(console) = SINK.get().and_then(|sink| sink.console.as_ref()) else { return };
+    let start = Instant::now();
+    while unsent_bytes(console.as_fd()).is_ok_and(|bytes| bytes > 0) && start.elapsed() < limit {
+        std::thread::sleep(DRAIN_LOOK);
+    }
+}
+
+/// How often it is looked.
+const DRAIN_LOOK: Duration = Duration::from_micros(300);
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 static LIBRARY_ERRORS: OnceLock<SharedText> = OnceLock::new();

@@ -33,6 +33,13 @@ pub const SYS_CLASS_BLOCK: &str = "/sys/class/block";
 /// Device nodes, which the kernel makes.
 pub const DEV: &str = "/dev";
 
+/// CPUs and memory blocks, a directory each below `cpu` and `memory`.
+pub const SYS_DEVICES: &str = "/sys/devices/system";
+/// The kernel's configuration, compressed.
+pub const KERNEL_CONFIG: &str = "/proc/config.gz";
+/// Input devices.
+pub const DEV_INPUT: &str = "/dev/input";
+
 /// Where the system's console is.
 pub const CONSOLE: &str = "/dev/console";
 /// The kernel's log.

@@ -79,6 +79,12 @@ pub enum RpcError {
     /// init's reason.
     #[error("supervisor: {0}: failed precondition")]
     SupervisorRefused(String),
+    /// No such CPU or memory block.
+    #[error("{0} does not exist: not found")]
+    NoDevice(String),
+    /// A CPU or memory block that stays.
+    #[error("{0} cannot be taken offline: failed precondition")]
+    NoSwitch(String),
     /// The guest failed at something that should have worked: the whole cause chain.
     #[error("{0}")]
     Failed(String),
@@ -102,6 +108,7 @@ impl RpcError {
             | Self::NoProcess { .. }
             | Self::NoCgroup
             | Self::NoSupervisor
+            | Self::NoDevice(_)
             | Self::NoStream(_)
             | Self::NotMounted(_)
             | Self::Refused(Refusal::Finished | Refusal::Gone) => Code::NOT_FOUND,
@@ -118,7 +125,9 @@ impl RpcError {
             Self::ShuttingDown => Code::UNAVAILABLE,
             Self::Exhausted(_) => Code::RESOURCE_EXHAUSTED,
             Self::EventsGone { .. } => Code::OUT_OF_RANGE,
-            Self::NotAStream(_) | Self::SupervisorRefused(_) => Code::FAILED_PRECONDITION,
+            Self::NotAStream(_) | Self::NoSwitch(_) | Self::SupervisorRefused(_) => {
+                Code::FAILED_PRECONDITION
+            }
         }
     }
 }
@@ -257,6 +266,16 @@ mod tests {
                 RpcError::SupervisorRefused("it is being stopped".into()),
                 Code::FAILED_PRECONDITION,
                 "supervisor: it is being stopped: failed precondition",
+            ),
+            (
+                RpcError::NoDevice("cpu 9".into()),
+                Code::NOT_FOUND,
+                "cpu 9 does not exist: not found",
+            ),
+            (
+                RpcError::NoSwitch("cpu 0".into()),
+                Code::FAILED_PRECONDITION,
+                "cpu 0 cannot be taken offline: failed precondition",
             ),
             (
                 RpcError::EventsGone { oldest: 17 },

@@ -30,8 +30,8 @@ pub struct Handover {
     pub failed: HashMap<RequestId, (Failure, String)>,
     /// Exits that are not acknowledged.
     pub exits: Vec<Exit>,
-    /// The VM is to go down; whether it is to come up again.
-    pub shutting_down: Option<bool>,
+    /// The VM ends; what containers get between SIGTERM and SIGKILL, in milliseconds.
+    pub shutting_down: Option<u64>,
 }
 
 /// A process that init knows.
@@ -75,7 +75,7 @@ pub async fn receive(link: &Link) -> Result<Handover, LinkError> {
             ToAgent::Done { .. } | ToAgent::Released { .. } | ToAgent::Supervisor { .. } => {}
             ToAgent::BootComplete => all.boot_complete = true,
             ToAgent::Ping { beat } => link.send(&ToInit::Pong { beat }, &[]).await?,
-            ToAgent::ShuttingDown { reboot } => all.shutting_down = Some(reboot),
+            ToAgent::ShuttingDown { grace_ms } => all.shutting_down = Some(grace_ms),
             ToAgent::Caught => return Ok(all),
         }
     }

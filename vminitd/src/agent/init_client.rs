@@ -89,10 +89,10 @@ pub struct Inherited {
 pub enum Notice {
     /// A launch of an agent before this one has ended.
     Inherited(Inherited),
-    /// The VM is to go down.
+    /// The VM ends.
     ShuttingDown {
-        /// Restart instead of power-off.
-        reboot: bool,
+        /// What containers get between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u64,
     },
 }
 
@@ -253,9 +253,19 @@ impl InitClient {
         }
     }
 
-    /// Ends the VM.
-    pub async fn power_off(&self, reboot: bool, reason: String) -> Result<(), LinkError> {
-        self.link.send(&ToInit::PowerOff { reboot, reason }, &[]).await
+    /// Has the VM end; what is then to be done comes as [`Notice::ShuttingDown`].
+    pub async fn shut_down(
+        &self,
+        reboot: bool,
+        grace_ms: Option<u64>,
+        reason: String,
+    ) -> Result<(), LinkError> {
+        self.link.send(&ToInit::ShutDown { reboot, grace_ms, reason }, &[]).await
+    }
+
+    /// The agent's part of the end is done; what was still dirty or busy.
+    pub async fn stopped(&self, left: Vec<String>) -> Result<(), LinkError> {
+        self.link.send(&ToInit::Stopped { left }, &[]).await
     }
 
     /// An exit, as received; also during the handover, before anybody waits.
@@ -315,7 +325,7 @@ impl InitClient {
                 self.boot_complete.send_replace(true);
                 Ok(None)
             }
-            ToAgent::ShuttingDown { reboot } => Ok(Some(Notice::ShuttingDown { reboot })),
+            ToAgent::ShuttingDown { grace_ms } => Ok(Some(Notice::ShuttingDown { grace_ms })),
             ToAgent::Welcome { .. }
             | ToAgent::Kept { .. }
             | ToAgent::Launching { .. }

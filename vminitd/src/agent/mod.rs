@@ -56,9 +56,11 @@ use self::events::hub::{Hub, HubError};
 use self::handover::Handover;
 use self::host_mounts::HostMounts;
 use self::init_client::{InitClient, Notice};
+use self::machine::freezer::Freezer;
 use self::network::Network;
 use self::profile::Profile;
 use self::server::accept::HostListener;
+use self::server::socket::Connections;
 use self::stdio::streams::Streams;
 use self::supervisor::Supervisor;
 use self::task::loggers::Loggers;
@@ -102,6 +104,12 @@ pub struct Agent {
     pub supervisor: Supervisor,
     /// The VM's networks.
     pub network: Arc<Network>,
+    /// Of hosts, to the RPC port.
+    pub connections: Connections,
+    /// Filesystems that a host has frozen.
+    pub freezer: Freezer,
+    /// Which agent of this boot this is, from 1 on.
+    pub generation: u32,
 }
 
 /// Why an agent ends. init starts another.
@@ -170,9 +178,7 @@ async fn listen_to_init(agent: &Arc<Agent>) -> Result<Never, AgentError> {
             Notice::Inherited(inherited) => {
                 tokio::spawn(task::restore::inherited(agent.clone(), inherited));
             }
-            Notice::ShuttingDown { reboot } => {
-                power::begin(agent, reboot, "init was asked to (signal or power button)");
-            }
+            Notice::ShuttingDown { grace_ms } => power::begin(agent, grace_ms),
         }
     }
 }
@@ -191,18 +197,24 @@ async fn serve(
     let (generation, shutting_down) = (handover.generation, handover.shutting_down);
     let supervisors_output = handover.kept.remove(SUPERVISOR_KEY);
     if generation > 1 {
+        machine::freezer::take_over(agent, &mut handover);
         bundle::remove::remove_leftovers(&agent.dirs.bundles);
     }
     task::restore::restore(agent, handover).await;
-    if let Some(reboot) = shutting_down {
-        power::begin(agent, reboot, "init was asked to (signal or power button)");
+    if let Some(grace_ms) = shutting_down {
+        power::begin(agent, grace_ms);
     }
     agent.init.serving().await?;
     // init says so in the log: a line takes as long as a mount.
     debug!(generation, "serving");
     agent.supervisor.take_over(agent, supervisors_output);
     network::start(agent);
-    let services = |gone| server::services::services(agent, &gone);
+    let stamp = machine::stamp::FirstAccept::of(generation);
+    let services = |gone| {
+        stamp.take();
+        agent.connections.note(&gone);
+        server::services::services(agent, &gone)
+    };
     let streams = stdio::listener::serve(stream, agent.streams.clone(), agent.init.clone());
     tokio::join!(server::connection::serve(rpc, services), streams);
     unreachable!("both serve until the agent ends")
@@ -236,6 +248,9 @@ impl Agent {
             host_mounts: HostMounts::new(paths::STATE_DIR.into()),
             filters: Arc::default(),
             supervisor: Supervisor::default(),
+            connections: Connections::default(),
+            freezer: Freezer::default(),
+            generation: handover.generation,
         }))
     }
 

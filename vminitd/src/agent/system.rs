@@ -9,7 +9,8 @@ use vminitd_protocol::pb::containerd::vminitd::services::system::v1::{
 };
 use vminitd_protocol::pb::google::protobuf::Empty;
 
-use super::errors::RpcError;
+use super::machine::freezer;
+use super::machine::hotplug::{self, Part};
 use super::server::body::to_its_end;
 use super::server::connection::Services;
 use super::{Agent, power};
@@ -20,10 +21,6 @@ pub fn services(agent: &Arc<Agent>) -> Services {
 }
 
 struct SystemService(Arc<Agent>);
-
-fn unbuilt<T>(what: &str) -> ttrpc::Result<T> {
-    Err(RpcError::Unimplemented(what.to_owned()).into())
-}
 
 #[async_trait]
 impl System for SystemService {
@@ -38,7 +35,7 @@ impl System for SystemService {
     async fn prepare_shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         let agent = self.0.clone();
         let shutdown = async move {
-            power::begin(&agent, false, "the host asked for it (System.PrepareShutdown)");
+            power::ask(&agent, false, None, "the host asked for it (System.PrepareShutdown)").await;
             Ok(Empty {})
         };
         to_its_end(shutdown).await
@@ -49,26 +46,48 @@ impl System for SystemService {
         _: &TtrpcContext,
         _: Empty,
     ) -> ttrpc::Result<FreezeFilesystemsResponse> {
-        unbuilt("freezing filesystems")
+        let agent = self.0.clone();
+        to_its_end(async move {
+            Ok(FreezeFilesystemsResponse { frozen: freezer::freeze_all(&agent).await? })
+        })
+        .await
     }
 
     async fn thaw_filesystems(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
-        unbuilt("thawing filesystems")
+        let agent = self.0.clone();
+        to_its_end(async move {
+            freezer::thaw_all(&agent).await;
+            Ok(Empty {})
+        })
+        .await
     }
 
-    async fn offline_cpu(&self, _: &TtrpcContext, _: CpuRequest) -> ttrpc::Result<Empty> {
-        unbuilt("taking a CPU offline")
+    async fn offline_cpu(&self, _: &TtrpcContext, request: CpuRequest) -> ttrpc::Result<Empty> {
+        switch(Part::Cpu(request.cpu_id), false).await
     }
 
-    async fn online_cpu(&self, _: &TtrpcContext, _: CpuRequest) -> ttrpc::Result<Empty> {
-        unbuilt("taking a CPU online")
+    async fn online_cpu(&self, _: &TtrpcContext, request: CpuRequest) -> ttrpc::Result<Empty> {
+        switch(Part::Cpu(request.cpu_id), true).await
     }
 
-    async fn offline_memory(&self, _: &TtrpcContext, _: MemoryRequest) -> ttrpc::Result<Empty> {
-        unbuilt("taking memory offline")
+    async fn offline_memory(
+        &self,
+        _: &TtrpcContext,
+        request: MemoryRequest,
+    ) -> ttrpc::Result<Empty> {
+        switch(Part::Memory(request.memory_id), false).await
     }
 
-    async fn online_memory(&self, _: &TtrpcContext, _: MemoryRequest) -> ttrpc::Result<Empty> {
-        unbuilt("taking memory online")
+    async fn online_memory(
+        &self,
+        _: &TtrpcContext,
+        request: MemoryRequest,
+    ) -> ttrpc::Result<Empty> {
+        switch(Part::Memory(request.memory_id), true).await
     }
+}
+
+async fn switch(part: Part, on: bool) -> ttrpc::Result<Empty> {
+    let switch = async move { hotplug::switch(part, on).await.map(|()| Empty {}) };
+    to_its_end(switch).await
 }

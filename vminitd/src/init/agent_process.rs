@@ -176,12 +176,9 @@ impl Agent {
     }
 
     /// It was reaped; all that it had said was heard before.
-    pub fn exited(&mut self, end: End, now: Duration, restart: bool) -> Vec<Order> {
+    pub fn exited(&mut self, end: End, now: Duration) -> Vec<Order> {
         let Some(process) = self.process.take() else { return Vec::new() };
         remember(Moment::AgentExited, process.pid, end.status());
-        if !restart {
-            return Vec::new();
-        }
         match process.killed.as_ref().or(process.broken.as_ref()) {
             Some(why) => error!("agent {} {end}: {why}", self.generation),
             None => error!("agent {} {end}", self.generation),

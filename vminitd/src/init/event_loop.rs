@@ -24,15 +24,18 @@ use tracing::{debug, error, info, warn};
 use super::agent_process::{Agent, AgentSettings, Order};
 use super::boot::rest::Rest;
 use super::clock::Clock;
+use super::ending::{Ending, Patience, Step};
 use super::epitaph::{self, Moment, remember};
 use super::keep::Keep;
 use super::launches::{Ended, Known, Launches, Report};
 use super::processes::{Process, Processes, Reported};
 use super::supervisor::{self, Supervisor};
-use super::{Stamps, power};
-use crate::limits::{KEPT_PER_MESSAGE, LINK_READS_PER_TURN, REAPED_PER_TURN, SHUTDOWN_BY_AGENT};
+use super::{Stamps, button, power};
+use crate::limits::{KEPT_PER_MESSAGE, LINK_READS_PER_TURN, REAPED_PER_TURN};
 use crate::link::message::{Failure, Phase, SUPERVISOR_KEY, ToAgent, ToInit};
 use crate::link::sync::Received;
+use crate::shutdown;
+use crate::sys::input::PowerButton;
 use crate::sys::{clock as clocks, signals, wait};
 
 /// What the loop listens to; all others stay blocked. SIGINT is ctrl-alt-del, SIGPWR a power
@@ -50,6 +53,8 @@ pub struct Booted {
     pub signals: OwnedFd,
     /// For RPCs, and for streams.
     pub listeners: [OwnedFd; 2],
+    /// How patient the end is.
+    pub patience: Patience,
     /// So far.
     pub stamps: Stamps,
     /// None yet.
@@ -74,9 +79,10 @@ pub struct EventLoop {
     untold: Vec<ToAgent>,
     /// The turn ended before all dead children were reaped.
     more_children: bool,
-    shutdown: Option<Shutdown>,
-    /// Only the supervisor has yet to end; then the VM does, or restarts.
-    ending: Option<bool>,
+    patience: Patience,
+    ending: Option<Ending>,
+    /// Once an agent serves, if the machine has one.
+    button: Option<PowerButton>,
 }
 
 /// What is held for a launched process until the agent forgets it.
@@ -86,17 +92,12 @@ struct Held {
     master: Option<Rc<OwnedFd>>,
 }
 
-/// The agent was asked to stop everything.
-#[derive(Debug)]
-struct Shutdown {
-    deadline: Duration,
-}
-
 /// What has something to say.
 struct Ready {
     signals: bool,
     agent: bool,
     results: bool,
+    button: bool,
 }
 
 /// The children that are neither launchers nor strangers.
@@ -115,7 +116,7 @@ impl Known for Others<'_> {
 impl EventLoop {
     /// Ready to run.
     pub fn new(booted: Booted) -> EventLoop {
-        let Booted { agent, rest, signals, listeners, stamps, supervisor } = booted;
+        let Booted { agent, rest, signals, listeners, patience, stamps, supervisor } = booted;
         EventLoop {
             clock: Clock::new(clocks::monotonic(), agent.heartbeat),
             signals,
@@ -129,8 +130,9 @@ impl EventLoop {
             supervisor,
             untold: Vec::new(),
             more_children: false,
-            shutdown: None,
+            patience,
             ending: None,
+            button: None,
         }
     }
 
@@ -144,6 +146,9 @@ impl EventLoop {
             // Before the children are looked for, so that one that dies meanwhile wakes us again.
             if ready.signals {
                 self.take_signals();
+            }
+            if ready.button {
+                self.look_at_button();
             }
             if ready.agent {
                 self.hear_agent();
@@ -165,7 +170,7 @@ impl EventLoop {
             self.agent.next_tick(now),
             self.launches.next_tick(now),
             self.supervisor.next_tick(),
-            self.shutdown.as_ref().map(|shutdown| shutdown.deadline),
+            self.ending.as_ref().and_then(Ending::deadline),
         ];
         let mut timeout = self.clock.sleep_until(deadlines.into_iter().flatten().min());
         if self.more_children {
@@ -185,11 +190,13 @@ impl EventLoop {
         fds.extend(
             self.launches.result_sockets().map(|result| PollFd::new(result, PollFlags::POLLIN)),
         );
+        let behind_results = fds.len();
+        fds.extend(self.button.iter().map(|button| PollFd::new(button.as_fd(), PollFlags::POLLIN)));
         if let Err(errno) = poll(&mut fds, timeout) {
             // EINTR cannot be, all signals are blocked; ENOMEM passes.
             warn!("poll: {errno}");
             std::thread::sleep(Duration::from_millis(10));
-            return Ready { signals: true, agent: true, results: true };
+            return Ready { signals: true, agent: true, results: true, button: true };
         }
         let any = |fds: &[PollFd<'_>]| {
             fds.iter().any(|fd| fd.revents().is_none_or(|events| !events.is_empty()))
@@ -197,7 +204,8 @@ impl EventLoop {
         Ready {
             signals: any(&fds[..1]),
             agent: any(&fds[1..behind_link]),
-            results: any(&fds[behind_link..]),
+            results: any(&fds[behind_link..behind_results]),
+            button: any(&fds[behind_results..]),
         }
     }
 
@@ -207,13 +215,25 @@ impl EventLoop {
                 Ok(Some(libc::SIGCHLD)) => self.agent.look_whether_stopped(),
                 Ok(Some(signal)) => {
                     remember(Moment::Signal, signal, 0);
-                    self.shut_down(&format!("signal {signal}"));
+                    self.shut_down(false, None, &format!("signal {signal}"));
                 }
                 Ok(None) => return,
                 Err(error) => {
                     warn!("read signals: {error}");
                     return;
                 }
+            }
+        }
+    }
+
+    fn look_at_button(&mut self) {
+        let Some(button) = &mut self.button else { return };
+        match button.pressed() {
+            Ok(false) => {}
+            Ok(true) => self.shut_down(false, None, "the power button"),
+            Err(error) => {
+                warn!("the power button is gone: {error}");
+                self.button = None;
             }
         }
     }
@@ -273,15 +293,19 @@ impl EventLoop {
                 self.agent.send(&ToAgent::Released { request }, Vec::new());
             }
             ToInit::AckExits { number } => self.processes.acknowledge(number),
-            ToInit::PowerOff { reboot, reason } => {
-                info!("{}: {reason}", if reboot { "reboot" } else { "power-off" });
-                remember(Moment::PowerOff, 0, u32::from(reboot));
-                self.end(reboot);
-            }
             ToInit::Supervise => self.supervise(fds),
             ToInit::Supervisor { request, order } => {
                 let answer = self.supervisor.order(request, order, now);
                 self.tell_of_supervisor(answer);
+            }
+            ToInit::ShutDown { reboot, grace_ms, reason } => {
+                self.shut_down(reboot, grace_ms.map(Duration::from_millis), &reason);
+            }
+            ToInit::Stopped { left } => {
+                if let Some(ending) = &mut self.ending {
+                    left.iter().for_each(|what| ending.left(what));
+                }
+                self.go_on_ending(shutdown::Event::Done(Step::Agent));
             }
         }
     }
@@ -292,6 +316,7 @@ impl EventLoop {
             epitaph::fatal(format_args!("boot: {}", super::chain(&error)));
         }
         self.agent.send(&ToAgent::BootComplete, Vec::new());
+        self.button = button::find();
     }
 
     fn read_results(&mut self) {
@@ -340,13 +365,8 @@ impl EventLoop {
         };
         let now = self.clock.now();
         if self.agent.is(pid) {
-            let is_last = self.shutdown.is_some() || self.ending.is_some();
-            let orders = self.agent.exited(end, now, !is_last);
+            let orders = self.agent.exited(end, now);
             self.follow(orders);
-            if is_last && self.ending.is_none() {
-                warn!("the agent has ended before all was stopped");
-                self.end(false);
-            }
         } else if self.supervisor.is(pid) {
             self.supervisor.exited(end, now);
         } else if self.launches.is_launcher(pid) {
@@ -385,15 +405,10 @@ impl EventLoop {
         self.supervisor.tick(now);
         let answers = self.supervisor.answers(now);
         self.tell_of_supervisor(answers);
-        if let Some(reboot) = self.ending.filter(|_| self.supervisor.is_down()) {
-            power::end(reboot);
+        if self.supervisor.is_down() {
+            self.go_on_ending(shutdown::Event::Done(Step::Supervisor));
         }
-        if self.ending.is_none()
-            && self.shutdown.as_ref().is_some_and(|shutdown| now >= shutdown.deadline)
-        {
-            warn!("the agent has not stopped everything in {SHUTDOWN_BY_AGENT:?}");
-            self.end(false);
-        }
+        self.go_on_ending(shutdown::Event::TimerFired);
     }
 
     fn follow(&mut self, orders: Vec<Order>) {
@@ -435,6 +450,9 @@ impl EventLoop {
         }
         for exit in self.processes.unacknowledged() {
             self.agent.send(&ToAgent::Exited(exit.clone()), Vec::new());
+        }
+        if let Some(ending) = &self.ending {
+            self.agent.send(&shutting_down(ending), Vec::new());
         }
         self.agent.send(&ToAgent::Caught, Vec::new());
         self.agent.greeted();
@@ -502,30 +520,50 @@ impl EventLoop {
         }
     }
 
-    /// Ends the VM, the supervisor first: it has its grace. Returns when that is to be waited for.
-    fn end(&mut self, reboot: bool) {
+    fn shut_down(&mut self, restart: bool, grace: Option<Duration>, why: &str) {
         if self.ending.is_some() {
             return;
         }
-        self.supervisor.end(self.clock.now());
-        if self.supervisor.is_down() {
-            power::end(reboot);
-        }
-        self.ending = Some(reboot);
+        info!("shutting down: {why}");
+        remember(Moment::PowerOff, 0, u32::from(restart));
+        let grace = grace.unwrap_or(self.patience.grace);
+        self.ending = Some(Ending::new(restart, Patience { grace, ..self.patience }));
+        self.go_on_ending(shutdown::Event::Asked);
     }
 
-    fn shut_down(&mut self, why: &str) {
-        if self.shutdown.is_some() {
-            return;
+    fn go_on_ending(&mut self, event: shutdown::Event<Step>) {
+        let (Some(ending), now) = (&mut self.ending, self.clock.now()) else { return };
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for action in ending.handle(event, now) {
+                match action {
+                    // One that is not there yet is told when it comes.
+                    shutdown::Action::Begin(Step::Agent) => {
+                        self.agent.send(&shutting_down(ending), Vec::new());
+                    }
+                    shutdown::Action::Begin(Step::Supervisor) => {
+                        self.supervisor.end(now);
+                        if self.supervisor.is_down() {
+                            events.push(shutdown::Event::Done(Step::Supervisor));
+                        }
+                    }
+                    // The report names it.
+                    shutdown::Action::Abandon(_) => {}
+                    // From here on nobody is served, see below.
+                    shutdown::Action::Begin(_) | shutdown::Action::End => {}
+                }
+            }
         }
-        info!("shutting down: {why}");
-        remember(Moment::PowerOff, 0, 0);
-        if !self.agent.is_listening() {
-            self.end(false);
+        if !matches!(ending.current(), Some(Step::Agent | Step::Supervisor))
+            && let Some(ending) = self.ending.take()
+        {
+            power::finish(ending, &mut self.clock);
         }
-        self.shutdown = Some(Shutdown { deadline: self.clock.now() + SHUTDOWN_BY_AGENT });
-        self.agent.send(&ToAgent::ShuttingDown { reboot: false }, Vec::new());
     }
+}
+
+fn shutting_down(ending: &Ending) -> ToAgent {
+    ToAgent::ShuttingDown { grace_ms: u64::try_from(ending.grace.as_millis()).unwrap_or(u64::MAX) }
 }
 
 fn launched(handle: u64, process: &Process<Held>) -> (ToAgent, Vec<Rc<OwnedFd>>) {

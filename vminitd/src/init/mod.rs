@@ -5,13 +5,16 @@
 //! no errors that end anything. What serving does not need is done after it ([`boot::rest`]).
 //! Never: parses what comes from outside the VM; knows what a container is.
 //!
-//! The pure parts decide: [`clock`], [`heartbeat`], [`launch_state`], [`processes`], [`keep`], and
-//! the restart rule of `supervisor_monitor`. The others do: [`boot`], [`agent_process`],
-//! [`launches`], [`supervisor`], [`power`], and [`event_loop`], which brings them together.
+//! The pure parts decide: [`clock`], [`heartbeat`], [`launch_state`], [`processes`], [`keep`],
+//! [`ending`], and the restart rule of `supervisor_monitor`. The others do: [`boot`],
+//! [`agent_process`], [`launches`], [`supervisor`], [`power`], and [`event_loop`], which brings them
+//! together.
 
 pub mod agent_process;
 pub mod boot;
+pub mod button;
 pub mod clock;
+pub mod ending;
 pub mod epitaph;
 pub mod event_loop;
 pub mod heartbeat;
@@ -36,6 +39,7 @@ use self::boot::mounts::MountError;
 use self::boot::rest::Rest;
 use self::boot::root::RootError;
 use self::boot::{cgroup, listeners, mounts, root, settings};
+use self::ending::Patience;
 use self::event_loop::{Booted, EventLoop};
 use self::supervisor::Supervisor;
 use crate::config::Config;
@@ -96,12 +100,13 @@ fn boot(arguments: &[String], mut stamps: Stamps) -> Result<Booted, BootError> {
     let signals = signals::descriptor(event_loop::SIGNALS).map_err(BootError::Signals)?;
     let supervisor = Supervisor::new(config.supervisor_haste);
     let rest = Rest { hostname: config.hostname.clone() };
+    let patience = Patience { grace: config.stop_grace, step: config.stop_step };
     let agent = AgentSettings {
         heartbeat: config.heartbeat,
         heartbeat_misses: config.heartbeat_misses,
         config,
     };
-    Ok(Booted { agent, rest, signals, listeners, stamps, supervisor })
+    Ok(Booted { agent, rest, signals, listeners, patience, stamps, supervisor })
 }
 
 /// The moments of the boot, for the console and for the agent.

@@ -1,99 +1,253 @@
-//! The end of the VM.
+//! The end of the VM, from the moment when nobody is left to be asked.
 //!
 //! Promises: every step is bounded in time; the last one is reboot(2), whatever became of those
-//! before.
+//! before; what was still dirty or busy is in the stop report. Where nothing holds data, nothing is
+//! waited for.
 //! Never: returns; exits, which the kernel would answer with a panic.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::warn;
 
-use crate::paths;
+use super::clock::Clock;
+use super::ending::{Ending, Step};
+use crate::shutdown::Event;
 use crate::sys::clone::{self, Forked};
-use crate::sys::{pidfd, wait};
+use crate::sys::shared_text::SharedText;
+use crate::sys::{block, clock as clocks, pidfd, wait};
+use crate::{log, paths};
 
-/// How long everything may take to die after SIGKILL.
-const LAST_DEATHS: Duration = Duration::from_secs(5);
-/// How long unwritten data may take to reach its disk.
+/// How long unwritten data may take to reach its disk when init itself has failed.
 pub const LAST_SYNC: Duration = Duration::from_secs(10);
+/// How long the console may take for what was written to it.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often the end of a child is looked for.
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK: Duration = Duration::from_micros(300);
 
-/// Kills all that runs, unmounts what holds data, writes it out, and ends the VM.
-pub fn end(reboot: bool) -> ! {
-    // Frozen processes die of this too, unlike of the signal below.
-    if let Err(error) = std::fs::write(format!("{}/cgroup.kill", paths::CGROUP_CONTAINERS), "1") {
-        warn!("kill the containers: {error}");
+/// Does what is left of an end whose agent is through, and ends the VM.
+pub fn finish(mut ending: Ending, clock: &mut Clock) -> ! {
+    // With nothing to lose there is nothing to wait for, nor a reason to end what runs: its end alone costs as much as
+    // all the rest.
+    let holds_data = !mounts_with_data().is_empty() || !writable_disks().is_empty();
+    while let Some(step) = ending.current() {
+        match step {
+            _ if !holds_data => {}
+            // Not here: the loop has done them.
+            Step::Agent | Step::Supervisor => {}
+            Step::Processes => end_processes(&mut ending, clock),
+            Step::Unmount => unmount_all(&mut ending, clock),
+            Step::Sync => sync(&mut ending, clock),
+            Step::Flush => flush_disks(&mut ending, clock),
+        }
+        clock.advance(clocks::monotonic());
+        let in_time = ending.deadline().is_none_or(|deadline| clock.now() < deadline);
+        let event = if in_time { Event::Done(step) } else { Event::TimerFired };
+        ending.handle(event, clock.now());
     }
-    match kill(Pid::from_raw(-1), Signal::SIGKILL) {
-        // ESRCH: nobody else is there.
-        Ok(()) | Err(Errno::ESRCH) => reap_all(),
-        Err(error) => warn!("kill all processes: {error}"),
-    }
-    within(LAST_SYNC, unmount_all);
-    sync_within(LAST_SYNC);
-    now(reboot)
+    ending.report();
+    now(ending.restart)
 }
 
 /// Writes out what the kernel holds back, but waits no longer than this: a dead disk or a dead
 /// file server must not keep the VM.
 pub fn sync_within(limit: Duration) {
-    within(limit, nix::unistd::sync);
+    let start = Instant::now();
+    if !bounded(nix::unistd::sync, || start.elapsed() > limit) {
+        warn!("gave up on a filesystem that does not answer");
+    }
 }
 
 /// Ends the VM as it is.
 pub fn now(restart: bool) -> ! {
+    log::drain_console(LAST_WORDS);
     let mode = if restart { RebootMode::RB_AUTOBOOT } else { RebootMode::RB_POWER_OFF };
     let _ = reboot(mode);
     // Not reached, unless this kernel cannot even do that: then its panic is the way out.
     clone::exit_now(1)
 }
 
-fn reap_all() {
-    let start = Instant::now();
-    loop {
-        match wait::peek() {
-            Ok(Some(pid)) => drop(wait::reap(pid)),
-            // No child is left, or none has ended yet.
-            Ok(None) if !has_children() => return,
-            Ok(None) | Err(_) if start.elapsed() > LAST_DEATHS => {
-                warn!("some processes do not die");
-                return;
+fn end_processes(ending: &mut Ending, clock: &mut Clock) {
+    // Frozen processes die of this too, unlike of the signal below.
+    if let Err(error) = std::fs::write(format!("{}/cgroup.kill", paths::CGROUP_CONTAINERS), "1") {
+        warn!("kill the containers: {error}");
+    }
+    match kill(Pid::from_raw(-1), Signal::SIGKILL) {
+        // ESRCH: nobody else is there.
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => warn!("kill all processes: {error}"),
+    }
+    while let Some(children) = children() {
+        while let Ok(Some(pid)) = wait::peek() {
+            drop(wait::reap(pid));
+        }
+        clock.advance(clocks::monotonic());
+        if ending.deadline().is_some_and(|deadline| clock.now() >= deadline) {
+            for pid in children.split_ascii_whitespace() {
+                ending.left(format!("process {pid} ({}) does not die", name_of(pid)));
             }
-            Ok(None) | Err(_) => std::thread::sleep(LOOK),
+            return;
         }
+        std::thread::sleep(LOOK);
     }
 }
 
-fn has_children() -> bool {
-    std::fs::read_to_string("/proc/self/task/1/children").is_ok_and(|children| !children.is_empty())
+/// The pids of init's children, if there are some.
+fn children() -> Option<String> {
+    let children = std::fs::read_to_string("/proc/self/task/1/children").ok()?;
+    (!children.trim().is_empty()).then_some(children)
 }
 
-/// Unmounts, the latest mount first, what is not a view of the kernel's memory.
-fn unmount_all() {
-    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    for line in table.lines().rev() {
-        let mut fields = line.split(' ');
-        let (Some(_), Some(place), Some(kind)) = (fields.next(), fields.next(), fields.next())
-        else {
-            continue;
+fn name_of(pid: &str) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
+/// Unmounts what holds data, the latest mount first.
+fn unmount_all(ending: &mut Ending, clock: &mut Clock) {
+    for Mount { place, kind } in mounts_with_data().iter().rev() {
+        let words = SharedText::new();
+        let say = |word: String| {
+            if let Ok(words) = &words {
+                words.append(&word);
+            }
         };
-        if place == "/" || IN_MEMORY.contains(&kind) {
-            continue;
-        }
-        let place = unescape(place);
-        if let Err(error) = umount2(place.as_str(), MntFlags::empty()) {
-            warn!("unmount {place}: {error}");
-            // Detached it is written out by sync, and by its device's end.
-            let _ = umount2(place.as_str(), MntFlags::MNT_DETACH);
+        let unmount = || unmount_one(place, kind, &say);
+        clock.advance(clocks::monotonic());
+        let until = clock.now() + ending.share_of_step(clock.now());
+        let done = bounded(unmount, || {
+            clock.advance(clocks::monotonic());
+            clock.now() >= until
+        });
+        words
+            .iter()
+            .flat_map(|words| words.read().lines().map(String::from).collect::<Vec<_>>())
+            .for_each(|word| ending.left(word));
+        if !done {
+            ending.left(format!("unmount {place} ({kind}) does not answer"));
         }
     }
+}
+
+fn unmount_one(place: &str, kind: &str, say: &dyn Fn(String)) {
+    // One that is frozen would stay so, and dirty.
+    let directory = std::fs::File::open(place);
+    if let Ok(directory) = &directory {
+        let _ = block::thaw(directory.as_fd());
+    }
+    if place == "/" {
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        if let Err(error) = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>) {
+            say(format!("/ ({kind}) stays writable: {}", error.desc()));
+        }
+        return;
+    }
+    drop(directory);
+    match umount2(place, MntFlags::empty()) {
+        // EINVAL: it went with the one that it was mounted on.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(error) => {
+            say(format!("unmount {place} ({kind}): {}", error.desc()));
+            // Detached it is written out here, by sync, and by its device's end.
+            if let Ok(directory) = std::fs::File::open(place) {
+                let _ = block::sync_filesystem(directory.as_fd());
+            }
+            let _ = umount2(place, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn sync(ending: &mut Ending, clock: &mut Clock) {
+    let until = ending.deadline();
+    let done = bounded(nix::unistd::sync, || {
+        clock.advance(clocks::monotonic());
+        until.is_some_and(|until| clock.now() >= until)
+    });
+    if !done {
+        ending.left(format!("not written back: {}", dirty()));
+    }
+}
+
+fn flush_disks(ending: &mut Ending, clock: &mut Clock) {
+    for disk in writable_disks() {
+        clock.advance(clocks::monotonic());
+        let until = clock.now() + ending.share_of_step(clock.now());
+        let words = SharedText::new();
+        let flush = || {
+            let flushed = std::fs::File::open(Path::new("/dev").join(&disk))
+                .and_then(|device| device.sync_all());
+            if let (Err(error), Ok(words)) = (flushed, &words) {
+                words.append(&format!("flush {disk}: {error}"));
+            }
+        };
+        let done = bounded(flush, || {
+            clock.advance(clocks::monotonic());
+            clock.now() >= until
+        });
+        words
+            .iter()
+            .flat_map(|words| words.read().lines().map(String::from).collect::<Vec<_>>())
+            .for_each(|word| ending.left(word));
+        if !done {
+            ending.left(format!("flush {disk} does not answer"));
+        }
+    }
+}
+
+/// What the kernel says that it holds back.
+fn dirty() -> String {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let lines =
+        text.lines().filter(|line| line.starts_with("Dirty:") || line.starts_with("Writeback:"));
+    lines
+        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>().join(" "))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Disks that can be written, by their names below /dev.
+fn writable_disks() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(paths::SYS_BLOCK) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names
+        .filter(|name| !NO_DISKS.iter().any(|kind| name.starts_with(kind)))
+        .filter(|name| {
+            let read_only = std::fs::read_to_string(format!("{}/{name}/ro", paths::SYS_BLOCK));
+            read_only.is_ok_and(|flag| flag.trim() == "0")
+        })
+        .collect()
+}
+
+/// Block devices without a cache of their own: their data is a file's or in memory.
+const NO_DISKS: &[&str] = &["loop", "ram", "zram"];
+
+/// A mounted filesystem.
+struct Mount {
+    place: String,
+    kind: String,
+}
+
+/// Mounted filesystems that may hold data somebody could miss, in the order of mounting.
+fn mounts_with_data() -> Vec<Mount> {
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    with_data(&table)
+}
+
+fn with_data(table: &str) -> Vec<Mount> {
+    let mounts = table.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        let writable = fields.next()?.split(',').any(|option| option == "rw");
+        let of_interest = !IN_MEMORY.contains(&kind) && (place != "/" || writable);
+        of_interest.then(|| Mount { place: unescape(place), kind: kind.to_owned() })
+    });
+    mounts.collect()
 }
 
 /// Filesystems without data that anybody could miss.
@@ -114,44 +268,46 @@ const IN_MEMORY: &[&str] = &[
 
 /// /proc/self/mounts writes blanks, tabs, newlines and backslashes in octal, see fstab(5).
 fn unescape(text: &str) -> String {
-    let (mut plain, mut rest) = (String::new(), text);
-    while let Some((before, after)) = rest.split_once('\\') {
-        plain.push_str(before);
-        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                plain.push(code.into());
-                rest = &after[3..];
+    let (mut plain, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((&byte, tail)) = rest.split_first() {
+        let digits = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (byte, code) {
+            (b'\\', Some(code)) => {
+                plain.push(code);
+                rest = &tail[3..];
             }
-            None => {
-                plain.push('\\');
-                rest = after;
+            (byte, _) => {
+                plain.push(byte);
+                rest = tail;
             }
         }
     }
-    plain + rest
+    String::from_utf8_lossy(&plain).into_owned()
 }
 
-/// Does it in a child, so that one that hangs is left behind.
-fn within(limit: Duration, act: impl FnOnce()) {
+/// Does it in a child, so that one that hangs is left behind. False when it was.
+fn bounded(act: impl FnOnce(), mut too_late: impl FnMut() -> bool) -> bool {
     match clone::fork(None) {
         Ok(Forked::Child) => {
             act();
             clone::exit_now(0)
         }
         Ok(Forked::Parent { pid, pidfd: child }) => {
-            let start = Instant::now();
             while !matches!(wait::reap(pid), Ok(Some(_)) | Err(_)) {
-                if start.elapsed() > limit {
-                    warn!("gave up on a filesystem that does not answer");
+                if too_late() {
                     let _ = pidfd::send_signal(child.as_fd(), Signal::SIGKILL as i32);
-                    return;
+                    return false;
                 }
                 std::thread::sleep(LOOK);
             }
+            true
         }
         // No memory for a child: then it may as well hang.
-        Err(_) => act(),
+        Err(_) => {
+            act();
+            true
+        }
     }
 }
 
@@ -162,5 +318,20 @@ mod tests {
     #[test]
     fn mount_points_are_read_back_as_they_are() {
         assert_eq!(unescape(r"/a\040b\134c\0x"), "/a b\\c\\0x");
+        assert_eq!(unescape(r"/\303\251"), "/é");
+    }
+
+    #[test]
+    fn what_holds_data_is_unmounted_and_a_read_only_root_is_not() {
+        let table = "rootfs / rootfs rw 0 0\n\
+            /dev/vda / erofs ro,relatime 0 0\n\
+            tmpfs /run tmpfs rw 0 0\n\
+            /dev/vdb /data\\040one ext4 rw 0 0\n\
+            tag /share virtiofs ro 0 0\n\
+            overlay /o overlay rw 0 0\n";
+        let places: Vec<String> = with_data(table).into_iter().map(|mount| mount.place).collect();
+        assert_eq!(places, ["/data one", "/share", "/o"]);
+        let root = with_data("/dev/vda / ext4 rw 0 0\n");
+        assert_eq!((root[0].place.as_str(), root[0].kind.as_str()), ("/", "ext4"));
     }
 }

@@ -77,12 +77,19 @@ pub enum ToInit {
         /// What.
         order: SupervisorOrder,
     },
-    /// Stop everything and end the VM.
-    PowerOff {
+    /// The VM is to end; answered by [`ToAgent::ShuttingDown`], unless it has begun already.
+    ShutDown {
         /// Restart instead of power-off.
         reboot: bool,
+        /// What containers get between SIGTERM and SIGKILL, in milliseconds; else what is configured.
+        grace_ms: Option<u64>,
         /// For the console.
         reason: String,
+    },
+    /// The agent has done its part of the end.
+    Stopped {
+        /// What was still dirty or busy, for the stop report.
+        left: Vec<String>,
     },
 }
 
@@ -174,11 +181,11 @@ pub enum ToAgent {
         /// How things are, or why the order does not fit.
         answer: Result<SupervisorStatus, String>,
     },
-    /// init was asked to end the VM (signal, power button); the agent stops what runs and then
-    /// sends [`ToInit::PowerOff`]. init does it alone when that takes too long.
+    /// The VM ends: the agent stops what runs and then sends [`ToInit::Stopped`]. init goes on alone
+    /// when that takes too long. Told to each agent that comes up meanwhile.
     ShuttingDown {
-        /// Restart instead of power-off.
-        reboot: bool,
+        /// What containers get between SIGTERM and SIGKILL, in milliseconds.
+        grace_ms: u64,
     },
 }
 

@@ -1,8 +1,10 @@
-//! Clocks, see clock_gettime(2).
+//! Clocks, see clock_gettime(2), adjtimex(2).
 
+use std::io;
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
 
 /// Microseconds since boot, time in suspend included. CLOCK_BOOTTIME.
 pub fn boottime_us() -> u64 {
@@ -23,6 +25,25 @@ pub fn monotonic() -> Duration {
 pub fn realtime() -> (i64, u32) {
     clock_gettime(ClockId::CLOCK_REALTIME)
         .map_or((0, 0), |time| (time.tv_sec(), time.tv_nsec() as u32))
+}
+
+/// Sets CLOCK_REALTIME. clock_settime(2).
+pub fn set_realtime(seconds: i64, nanos: u32) -> io::Result<()> {
+    let time = TimeSpec::new(seconds, i64::from(nanos));
+    Ok(clock_settime(ClockId::CLOCK_REALTIME, time)?)
+}
+
+/// Lets CLOCK_REALTIME run faster or slower until it has gained (or lost) so many microseconds.
+/// ADJ_OFFSET_SINGLESHOT, see adjtimex(2).
+pub fn slew(microseconds: i64) -> io::Result<()> {
+    // SAFETY: all-zero is a timex, of which the kernel reads and writes every field.
+    let result = unsafe {
+        let mut change: libc::timex = std::mem::zeroed();
+        change.modes = libc::ADJ_OFFSET_SINGLESHOT;
+        change.offset = microseconds;
+        libc::adjtimex(&raw mut change)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// These clocks exist on every Linux, so there is no error to tell.

@@ -6,6 +6,7 @@
 
 pub mod async_fd;
 pub mod beneath;
+pub mod block;
 pub mod bpf;
 pub mod capabilities;
 pub mod clock;
@@ -15,6 +16,7 @@ pub mod device_mapper;
 pub mod environment;
 pub mod fcntl;
 pub mod fsmount;
+pub mod input;
 pub mod keyring;
 pub mod loop_device;
 pub mod loopback;
@@ -25,6 +27,7 @@ pub mod packet;
 pub mod pidfd;
 pub mod process;
 pub mod program;
+pub mod random;
 pub mod rtnetlink;
 pub mod seccomp;
 pub mod seqpacket;

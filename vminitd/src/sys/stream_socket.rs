@@ -102,6 +102,18 @@ pub fn connect_and_send(path: &std::path::Path, bytes: &[u8]) -> io::Result<()> 
     Ok(())
 }
 
+/// Bytes that were written to a socket and that the other side has not taken yet, or that a terminal has yet to send.
+/// SIOCOUTQ, TIOCOUTQ (the same number), see unix(7), ioctl_tty(2).
+pub fn unsent_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ writes one int, and `bytes` outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

@@ -214,6 +214,19 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// The newest event's number, and how many subscribers there are with how many events between
+    /// them that they were not given yet.
+    pub fn progress(&self) -> (u64, usize, u64) {
+        let newest = lock(&self.ring).newest();
+        let subscribers = lock(&self.subscribers);
+        let places = subscribers.iter().filter_map(Weak::upgrade);
+        let behind = places.map(|place| (newest + 1).saturating_sub(place.next.load(Relaxed)));
+        behind
+            .fold((newest, 0, 0), |(newest, count, sum), behind| (newest, count + 1, sum + behind))
+    }
+}
+
 impl Subscriber {
     /// The next event, an [`Envelope`] as it goes over the wire; None when this subscriber was too
     /// slow and is dropped.

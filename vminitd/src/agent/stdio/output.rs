@@ -22,7 +22,7 @@ use super::end::{End, move_some};
 use crate::limits::SPLICES_PER_TURN;
 use crate::paths;
 use crate::sys::splice::readable_bytes;
-use crate::sys::stream_socket::shutdown_write;
+use crate::sys::stream_socket::{shutdown_write, unsent_bytes};
 
 /// What becomes of a process's stdio while the stream behind it is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +66,17 @@ impl Sink {
             debug!(%error, "half-close of a stream failed: the host has gone");
         }
     }
+}
+
+/// What is left of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing: its end was told, and the host has all of it.
+    None,
+    /// So many bytes, which nobody takes: its stream is lost.
+    Stays(u64),
+    /// So many bytes, or its end, are on their way.
+    Moves(u64),
 }
 
 /// Where an output's bytes are counted; lives as long as the process's record.
@@ -124,6 +135,18 @@ impl Output {
                     return;
                 }
             }
+        }
+    }
+
+    /// How far it is, once every writer is gone or about to be.
+    pub fn rest(&self) -> Rest {
+        let sink = self.sink.borrow().clone();
+        let in_pipe = readable_bytes(self.pipe.as_fd()).unwrap_or(0);
+        let in_socket = sink.end().and_then(|end| unsent_bytes(end.as_fd()).ok()).unwrap_or(0);
+        match (self.ended.load(Ordering::Relaxed), sink.end()) {
+            (true, _) if in_socket == 0 => Rest::None,
+            (false, None) => Rest::Stays(in_pipe),
+            (true | false, _) => Rest::Moves(in_pipe + in_socket),
         }
     }
 

@@ -76,6 +76,13 @@ impl Streams {
         }
     }
 
+    /// Ids of streams that wait for their process.
+    pub fn unclaimed(&self) -> Vec<String> {
+        let table = lock(&self.table);
+        let waiting = table.iter().filter(|(_, entry)| matches!(entry, Entry::Unclaimed { .. }));
+        waiting.map(|(id, _)| id.as_str().to_owned()).collect()
+    }
+
     /// Undoes a claim of which nothing has come.
     pub fn give_back(&self, id: &StreamId, end: Arc<End>) {
         lock(&self.table).insert(id.clone(), Entry::Unclaimed { end, since: Instant::now() });

@@ -26,7 +26,7 @@ use crate::agent::lock;
 use crate::agent::process::lifecycle::{Action, Event, Exited, Refusal, State, step};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::input::Input;
-use crate::agent::stdio::output::Output;
+use crate::agent::stdio::output::{Output, Rest};
 use crate::agent::stdio::terminal::Terminal;
 use crate::limits::DRAIN_PATIENCE;
 use crate::link::message::{ProcessHandle, Target};
@@ -308,6 +308,12 @@ impl Process {
         if !(from_terminal && stdout && stderr) {
             warn!(pid = self.pid(), "the host does not take a process's output: going on");
         }
+    }
+
+    /// What is left of its stdout and its stderr, as far as it has them.
+    pub fn output_rest(&self) -> Vec<Rest> {
+        let Some(io) = self.io.get() else { return Vec::new() };
+        [&io.stdout, &io.stderr].into_iter().flatten().map(|output| output.rest()).collect()
     }
 
     /// Fixes the totals that go with the exit; the first time decides, also across agents.

@@ -207,7 +207,7 @@ macro_rules! serve {
             async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
                 let agent = self.0.clone();
                 let shutdown = async move {
-                    shutdown::shutdown(&agent);
+                    shutdown::shutdown(&agent).await;
                     Ok(Empty {})
                 };
                 to_its_end(shutdown).await

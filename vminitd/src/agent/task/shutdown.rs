@@ -6,8 +6,8 @@ use crate::agent::Agent;
 use crate::agent::power;
 
 /// The call.
-pub fn shutdown(agent: &Arc<Agent>) {
+pub async fn shutdown(agent: &Arc<Agent>) {
     if agent.tasks.is_empty() {
-        power::begin(agent, false, "the last task is gone (Task.Shutdown)");
+        power::ask(agent, false, None, "the last task is gone (Task.Shutdown)").await;
     }
 }

@@ -84,6 +84,13 @@ impl Table {
         !std::mem::replace(&mut lock(&self.inner).closed, true)
     }
 
+    /// Ids that are taken by what is not there yet: a Create under way, or what is being removed.
+    pub fn being_made(&self) -> Vec<String> {
+        let inner = lock(&self.inner);
+        let slots = inner.slots.iter().filter(|(_, slot)| slot.container.is_none());
+        slots.map(|(id, _)| id.to_string()).collect()
+    }
+
     /// All that are there.
     pub fn all(&self) -> Vec<Arc<Container>> {
         lock(&self.inner).slots.values().filter_map(|slot| slot.container.clone()).collect()
