@@ -34,6 +34,12 @@ const PANIC_MARK: &str = "Kernel panic - not syncing: ";
 /// What PID 1 of ours prints in front of the reason for which it gives up.
 const FATAL_MARK: &str = "vminitd: fatal: ";
 
+/// What it prints in front of what was still dirty or busy when it ended the VM.
+const LEFT_MARK: &str = ", left: ";
+
+/// In which line.
+const REPORT_MARK: &str = "vminitd: stop report: ";
+
 /// How to boot.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
@@ -374,6 +380,12 @@ fn explain(exited: Exited, console: &str) -> Exited {
         (ExitReason::PowerOff | ExitReason::Reboot, None, Some(fatal)) => {
             Exited { detail: format!("vminitd: fatal: {fatal}"), ..exited }
         }
+        (ExitReason::PowerOff | ExitReason::Reboot, None, None) => {
+            match said(REPORT_MARK).as_deref().and_then(|report| report.split_once(LEFT_MARK)) {
+                Some((_, left)) => Exited { detail: format!("left: {left}"), ..exited },
+                None => exited,
+            }
+        }
         (_, _, _) => exited,
     }
 }
@@ -398,6 +410,16 @@ mod tests {
         let told =
             explain(exited(ExitReason::PowerOff), "noise\nvminitd: fatal: mount /proc: EPERM\n");
         assert_eq!(told.to_string(), "power-off (vminitd: fatal: mount /proc: EPERM)");
+    }
+
+    #[test]
+    fn a_power_off_that_left_something_tells_what() {
+        let report =
+            "vminitd: stop report: power-off after 9 ms, left: unmount /x (ext4): busy\r\n";
+        let told = explain(exited(ExitReason::PowerOff), report);
+        assert_eq!(told.to_string(), "power-off (left: unmount /x (ext4): busy)");
+        let clean = "vminitd: stop report: reboot after 9 ms, nothing left\r\n";
+        assert_eq!(explain(exited(ExitReason::Reboot), clean), exited(ExitReason::Reboot));
     }
 
     #[test]

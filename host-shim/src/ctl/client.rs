@@ -86,6 +86,22 @@ impl Control {
         }
     }
 
+    /// Waits until it has ended, and says how: a reason, and what is known of it.
+    pub async fn ended(&self) -> Result<(String, String), ControlError> {
+        match self.ask(pb::request::Kind::AwaitEnd(pb::AwaitEnd {})).await? {
+            (pb::answer::Kind::Ended(ended), ..) => Ok((ended.reason, ended.detail)),
+            _ => Err(ControlError::Answer { path: self.socket.clone() }),
+        }
+    }
+
+    /// Has it ended without asking the guest.
+    pub async fn kill(&self) -> Result<(), ControlError> {
+        match self.ask(pb::request::Kind::Kill(pb::Kill {})).await? {
+            (pb::answer::Kind::Killed(_), ..) => Ok(()),
+            _ => Err(ControlError::Answer { path: self.socket.clone() }),
+        }
+    }
+
     async fn connect(&self, port: u32) -> Result<GuestStream, ControlError> {
         match self.ask(pb::request::Kind::Connect(pb::Connect { port })).await? {
             // The socket to the VM's process is what tells it that the stream is over.

@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use vminitd_protocol::pb::vminitd::ctl::v1 as pb;
 
 use crate::guest::Dial;
 use crate::limits::{CONTROL_REQUEST_TIMEOUT, MAX_CONTROL_CLIENTS};
 use crate::sys::scm;
-use crate::vmm::Released;
 use crate::vmm::frame::{Decoder, encode};
+use crate::vmm::{Exited, Released};
 
 /// After a failed accept (no descriptor left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -33,6 +33,10 @@ pub struct About {
     pub process: File,
     /// The container's id in the guest, once it has been started.
     pub container: watch::Receiver<Option<String>>,
+    /// How the VM ended, once it has.
+    pub ended: watch::Receiver<Option<Exited>>,
+    /// Fires when a client wants the VM killed.
+    pub kill: Arc<Notify>,
 }
 
 /// Serves clients until it is dropped.
@@ -92,6 +96,20 @@ async fn answer(request: pb::Request, dial: &dyn Dial, about: &About) -> io::Res
             };
             let process = about.process.try_clone()?;
             (pb::answer::Kind::Described(described), vec![process.into()], None)
+        }
+        Some(pb::request::Kind::AwaitEnd(pb::AwaitEnd {})) => {
+            let mut ended = about.ended.clone();
+            let Ok(exited) = ended.wait_for(Option::is_some).await.map(|exited| exited.clone())
+            else {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            };
+            let (reason, detail) =
+                exited.map(|exited| (exited.reason.to_string(), exited.detail)).unwrap_or_default();
+            (pb::answer::Kind::Ended(pb::Ended { reason, detail }), Vec::new(), None)
+        }
+        Some(pb::request::Kind::Kill(pb::Kill {})) => {
+            about.kill.notify_one();
+            (pb::answer::Kind::Killed(pb::Killed {}), Vec::new(), None)
         }
         None => {
             let text =

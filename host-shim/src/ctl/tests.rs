@@ -66,7 +66,12 @@ fn serve_in(base: &Path) -> Served {
     let mut process = tempfile::tempfile().unwrap();
     process.write_all(b"{\"args\":[\"x\"]}").unwrap();
     let (started, is_started) = watch::channel(None);
-    let about = About { process, container: is_started };
+    let about = About {
+        process,
+        container: is_started,
+        ended: watch::channel(None).1,
+        kill: Default::default(),
+    };
     let guest = Arc::new(Guest::default());
     tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), guest.clone(), about));
     Served { control: Control::new(&claim.file("ctl.sock")), guest, started, claim }

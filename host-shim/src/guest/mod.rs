@@ -157,7 +157,7 @@ impl Guest {
         MountClient::new(self.rpc.clone())
     }
 
-    /// The guest as a machine.
+    /// The guest as a machine, as existing hosts know it.
     pub fn system(&self) -> SystemClient {
         SystemClient::new(self.rpc.clone())
     }

@@ -4,6 +4,7 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use host_shim::container::{TmpfsWish, VolumeWish};
@@ -71,6 +72,46 @@ pub enum Command {
     ///     vminitctl list
     #[command(verbatim_doc_comment, visible_alias = "ps")]
     List,
+
+    /// End a VM: stop its container, write everything back, power off
+    ///
+    /// The container gets SIGTERM, and SIGKILL after --timeout; its output is handed over, disks are
+    /// written back. What was still busy or dirty is said on stderr. 0: the VM has ended by itself;
+    /// 1: it did not, and was killed; 125: vminitctl failed. The `vminitctl run` that owns the VM ends
+    /// with its command's status (143 when SIGTERM ended that).
+    ///
+    /// Examples:
+    ///     vminitctl stop
+    ///     vminitctl stop web --timeout 2
+    #[command(verbatim_doc_comment)]
+    Stop(StopArgs),
+
+    /// Print what a VM's guest is and can do: versions, services, limits
+    ///
+    /// Example:
+    ///     vminitctl features web
+    #[command(verbatim_doc_comment)]
+    Features(VmArgs),
+
+    /// Print a VM's figures in the Prometheus text format
+    ///
+    /// Of the agent, of each container, of streams and events. No VM listens on a port of the host:
+    /// who scrapes calls this.
+    ///
+    /// Example:
+    ///     vminitctl metrics web >/var/lib/node_exporter/web.prom
+    #[command(verbatim_doc_comment)]
+    Metrics(VmArgs),
+
+    /// Print what a VM's guest knows of itself, for a report of what is wrong
+    ///
+    /// The state of every container, process, stream, thread, mount and descriptor. Answered also
+    /// while containers or calls hang.
+    ///
+    /// Example:
+    ///     vminitctl diag web
+    #[command(verbatim_doc_comment)]
+    Diag(VmArgs),
 
     /// Print what is made from this table
     #[command(hide = true)]
@@ -362,6 +403,37 @@ pub enum Net {
     None,
 }
 
+/// The VM that a command is about.
+#[derive(Args)]
+pub struct VmArgs {
+    /// The VM, as `vminitctl list` shows it [default: the only one that runs]
+    #[arg(value_name = "NAME")]
+    pub name: Option<VmName>,
+}
+
+/// Options of `vminitctl stop`.
+#[derive(Args)]
+pub struct StopArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Seconds from the container's SIGTERM to its SIGKILL [default: the guest's, 10]
+    ///
+    /// Fractions are fine: 0.5
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+
+    /// Restart the guest instead: its VM ends with the reason "reboot"
+    #[arg(long)]
+    pub reboot: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| format!("{text:?} is no time; give seconds, as in 10 or 0.5"))
+}
+
 /// `UID` or `UID:GID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserIds {
@@ -442,6 +514,14 @@ mod tests {
             let Command::Exec(args) = cli.command else { panic!("exec is exec") };
             assert!(args.tty && args.name.is_none());
             assert_eq!(args.command, ["ls", "-l", "--name"]);
+        }
+    }
+
+    #[test]
+    fn timeout_is_seconds_and_an_error_says_so() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["", "-1", "x", "inf", "1s"] {
+            assert!(seconds(text).unwrap_err().contains("10 or 0.5"), "{text}");
         }
     }
 

@@ -5,9 +5,11 @@
 
 mod cli;
 mod exec;
+mod inside;
 mod list;
 mod process;
 mod run;
+mod stop;
 mod supervisor;
 
 use std::process::exit;
@@ -28,6 +30,14 @@ fn main() {
         cli::Command::Exec(args) => {
             exec::exec(*args).map_err(|error| failure(&error, error.status()))
         }
+        cli::Command::Stop(args) => stop::stop(&args).map_err(|error| failure(&error, FAILED)),
+        cli::Command::Features(args) => {
+            inside::features(&args).map_err(|error| failure(&error, FAILED))
+        }
+        cli::Command::Metrics(args) => {
+            inside::metrics(&args).map_err(|error| failure(&error, FAILED))
+        }
+        cli::Command::Diag(args) => inside::diag(&args).map_err(|error| failure(&error, FAILED)),
         cli::Command::Supervisor(args) => {
             supervisor::supervisor(&args).map_err(|error| failure(&error, FAILED))
         }

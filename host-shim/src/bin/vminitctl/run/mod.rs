@@ -31,7 +31,7 @@ use host_shim::images::{ROOT_IMAGE_CMDLINE, ROOT_IMAGE_SERIAL};
 use host_shim::locate;
 use host_shim::machine::{BootOptions, Machine};
 use host_shim::vm::{Cmdline, Description, Disk, Draft, VmName};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::task::v3::{CreateTaskRequest, DeleteRequest};
 use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::CreateRequest;
@@ -49,6 +49,9 @@ use timings::{Mark, Timings};
 
 /// How long a guest that was asked to power off may take before it is killed.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long those who wait for the VM's end may take to be told.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// The id of the one container in the VM.
 const CONTAINER: &str = "main";
@@ -120,13 +123,26 @@ async fn boot_and_run(
     timings.mark(Mark::Spawned);
     let (started, is_started) = watch::channel(None);
     let process = vm.container.process_file().map_err(RunError::Control)?;
-    let about = About { process, container: is_started };
+    let (ended, has_ended) = watch::channel(None);
+    let kill = Arc::new(Notify::new());
+    let about = About { process, container: is_started, ended: has_ended, kill: kill.clone() };
+    let (killed, kills) = (machine.clone(), kill);
+    let killer = tokio::spawn(async move {
+        kills.notified().await;
+        killed.kill().await;
+    });
     let server = listen(listener, machine.clone(), about).map_err(RunError::Control)?;
 
     let guest = tokio::select! {
-        guest = Guest::connect(machine.clone(), Ports::default(), BOOT_DEADLINE) => {
-            guest.map_err(|source| RunError::NotServing { source, console: console.story() })?
-        }
+        guest = Guest::connect(machine.clone(), Ports::default(), BOOT_DEADLINE) => match guest {
+            Ok(guest) => guest,
+            // The guest's last words say more than that it is gone.
+            Err(source) if source.is_over() => {
+                let exited = machine.exited().await;
+                return Err(RunError::died("the VM ended before it served", &exited, &console));
+            }
+            Err(source) => return Err(RunError::NotServing { source, console: console.story() }),
+        },
         exited = machine.exited() => {
             return Err(RunError::died("the VM ended before it served", &exited, &console));
         }
@@ -154,8 +170,12 @@ async fn boot_and_run(
         status => status,
     };
     power_off(&machine, &guest).await;
+    killer.abort();
+    ended.send_replace(Some(machine.exited().await));
+    // Who waits for that (`vminitctl stop`) is told before we are gone.
     server.abort();
     dials.abort();
+    let _ = timeout(LAST_ANSWERS, ended.closed()).await;
     timings.mark(Mark::Off);
     if vm.args.timings {
         eprint!("{}", timings.table(machine.accelerator()));
@@ -243,8 +263,8 @@ async fn life(
         async move { guest.task().delete(unlimited(), &request).await }
     };
     match guest.once(delete).await {
-        // It may have been carried out or not: the VM ends now.
-        Ok(_) | Err(CallError::Lost(_)) => {}
+        // It may have been carried out or not: the VM ends now, or (`vminitctl stop`) has ended.
+        Ok(_) | Err(CallError::Lost(_) | CallError::Gone(_)) => {}
         Err(source) => return Err(RunError::Call { call: "Task.Delete", source }),
     }
     timings.mark(Mark::Deleted);
