@@ -19,6 +19,9 @@
 //! | `images` | `vminitctl run` with images and volumes, as a person uses it |
 //! | `isolation` | what a container that wants out reaches, and what one that takes everything spoils |
 //! | `launch` | what a container gets and does not get from PID 1, launchers that fail |
+//! | `machine` | what a guest tells of itself; CPUs and memory off and on; its last words |
+//! | `shutdown` | every way to end a VM, what is left behind, filesystems that are frozen |
+//! | `time` | a clock that is wrong and is set |
 //! | `lifecycle` | states, events, exit statuses, many containers |
 //! | `mount_service` | mounts that belong to no container |
 //! | `mounts` | root filesystems from lists of mounts |
@@ -60,6 +63,7 @@ mod images;
 mod isolation;
 mod launch;
 mod lifecycle;
+mod machine;
 mod mount_service;
 mod mounts;
 mod network;
@@ -75,9 +79,11 @@ mod reattach;
 mod resources;
 mod room;
 mod seccomp;
+mod shutdown;
 mod sinks;
 mod stdio;
 mod supervisor;
 mod terminal;
+mod time;
 mod verity;
 mod wire;

@@ -2,7 +2,8 @@
 //! a listener. What our boot takes is measured in units of it, since a figure in milliseconds says more about the host.
 //!
 //! Prints the stamps that ours prints: `VMINITD_READY uptime_us=N phase=pid1-entry`, and `phase=serve` when the
-//! exec'ed child is about to wait for its first connection.
+//! exec'ed child is about to wait for its first connection. With the argument `reboot` it powers off instead of that, by
+//! reboot(2) alone, behind `phase=reboot`: the yardstick of an end.
 //!
 //! Owns: the VM. Never: is built into an image that we ship.
 
@@ -12,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket,
 };
@@ -59,6 +61,10 @@ fn main() {
             let _ = fs::write("/sys/kernel/rcu_expedited", "1\n");
         }
         mount(Some(kind), place, Some(kind), flags, Some(options)).expect(place);
+    }
+    if std::env::args().nth(1).as_deref() == Some("reboot") {
+        stamp("reboot");
+        let _ = reboot(RebootMode::RB_POWER_OFF);
     }
     // SAFETY: this process has no other thread, so the child may do what it likes.
     if let ForkResult::Child = unsafe { fork() }.expect("fork") {
