@@ -418,7 +418,7 @@ pub struct StopArgs {
     #[command(flatten)]
     pub vm: VmArgs,
 
-    /// Seconds from the container's SIGTERM to its SIGKILL [default: the guest's, 10]
+    /// Seconds from SIGTERM to SIGKILL [default: the guest's, 10]
     ///
     /// Fractions are fine: 0.5
     #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
