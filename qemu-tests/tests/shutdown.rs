@@ -280,23 +280,25 @@ fn frozen_filesystem_stands_still_until_it_is_thawed_by_whoever() {
         // Twice is as good as once.
         assert_eq!(freeze(vm).await, std::slice::from_ref(&place));
         assert_eq!(freeze(vm).await, std::slice::from_ref(&place));
-        assert!(!writes(&mut says).await, "it writes on");
+        until_it_stands_still(&mut says).await;
         // What a copy of the disk would hold now.
         check_journal(&image);
         // The agent itself waits for nothing: other containers live.
         assert_eq!(vm.run("other", Wish::new(&["true"])).await.status, 0);
         vm.guest().system().thaw_filesystems(unlimited(), &Empty {}).await.expect("thaw");
-        assert!(writes(&mut says).await, "thawed, and stands still");
+        until_it_writes(&mut says).await;
         vm.guest().system().thaw_filesystems(unlimited(), &Empty {}).await.expect("thaw again");
         // Nobody thaws it.
         let frozen = Instant::now();
         assert_eq!(freeze(vm).await, std::slice::from_ref(&place));
-        assert!(until_it_writes(&mut says).await);
+        until_it_stands_still(&mut says).await;
+        until_it_writes(&mut says).await;
         assert!(frozen.elapsed() > Duration::from_secs(2), "{:?}", frozen.elapsed());
         // The agent that froze it is gone.
         assert_eq!(freeze(vm).await, std::slice::from_ref(&place));
+        until_it_stands_still(&mut says).await;
         qemu_tests::Blow::Kill.strike(vm).await;
-        assert!(until_it_writes(&mut says).await);
+        until_it_writes(&mut says).await;
         // The VM ends.
         assert_eq!(freeze(vm).await, [place]);
         ask(vm, Default::default()).await;
@@ -307,26 +309,20 @@ fn frozen_filesystem_stands_still_until_it_is_thawed_by_whoever() {
 
 type Says = BufReader<host_shim::vmm::GuestStream>;
 
-/// Takes what was said, then waits a while for more.
-async fn writes(says: &mut Says) -> bool {
+/// Takes what was said before the freeze and may be on its way still, until nothing comes any more.
+async fn until_it_stands_still(says: &mut Says) {
     let mut line = String::new();
-    // One may be on its way.
-    while timeout(Duration::from_millis(1000), says.read_line(&mut line)).await.is_ok() {
-        if line.len() > 2000 {
-            return true;
-        }
-        if line.matches('\n').count() > 10 {
-            return true;
-        }
+    while timeout(Duration::from_millis(700), says.read_line(&mut line)).await.is_ok() {
+        assert!(line.ends_with('\n'), "its output has ended: {line}");
+        assert!(line.matches('\n').count() < 30, "it writes on: {line}");
     }
-    false
 }
 
-async fn until_it_writes(says: &mut Says) -> bool {
-    // What was said before the freeze.
+/// Waits for the next line: it must stand still.
+async fn until_it_writes(says: &mut Says) {
     let mut line = String::new();
-    while timeout(Duration::from_millis(500), says.read_line(&mut line)).await.is_ok() {}
-    timeout(Duration::from_secs(PATIENCE_S), says.read_line(&mut line)).await.is_ok()
+    let read = timeout(Duration::from_secs(PATIENCE_S), says.read_line(&mut line)).await;
+    assert!(read.is_ok_and(|read| read.is_ok_and(|bytes| bytes > 0)), "it stands still");
 }
 
 /// A copy made while it is frozen is consistent as it is.

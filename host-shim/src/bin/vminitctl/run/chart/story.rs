@@ -39,8 +39,8 @@ pub fn tell(observed: &Observed) -> Chart {
     let begin = Some(0.0);
     let first_line = kernel_time("Linux version");
     let pid1 = ready_time("pid1-entry");
-    let asked_off = kernel_time("vminitd: info agent: shutting down");
-    let powering = kernel_time("vminitd: info init: power-off");
+    let asked_off = kernel_time("vminitd: info init: shutting down");
+    let powering = kernel_time("vminitd: stop report: ");
     let lanes = [
         lane(
             "host",
