@@ -103,7 +103,11 @@ impl Spot {
                         warn!(error = %chain, "unmount lazily");
                     }
                     let flags = MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH;
-                    umount2(&self.path, flags).map_err(|errno| self.failed(errno))?;
+                    match umount2(&self.path, flags) {
+                        // Somebody else has just taken it: a Delete while the VM is shut down.
+                        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                        Err(errno) => return Err(self.failed(errno)),
+                    }
                 }
             }
         }
