@@ -1,6 +1,7 @@
 //! Linux: a file per kernel object.
 
 pub mod child;
+pub mod fifo;
 pub mod hidden_socket;
 pub mod holes;
 pub mod lone_file;
