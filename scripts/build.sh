@@ -48,7 +48,7 @@ host() {
     say "host programs (2 minutes when everything is new)"
     cargo build --locked --release -p host-shim --bins
     local program
-    for program in vminitctl vminit-vmm; do
+    for program in vminitctl vminit-vmm containerd-shim-vminitd-v1; do
         install_as 755 "target/release/$program" "$DIST/bin/$program"
     done
 }

@@ -1,0 +1,303 @@
+//! The VM of a task or of a pod: booted with the first container, ended with the shim.
+//!
+//! Owns: the VM, the connection to its guest, the shared root, ctl.sock.
+//! Promises: a boot that fails tells why in the guest's own words, and leaves nothing; the end of the VM is known at
+//! once. Never: knows of containers.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use host_shim::ctl::{self, About};
+use host_shim::guest::{
+    BOOT_DEADLINE, CallError, Guest, NotServing, Ports, SteadyGuest, unlimited,
+};
+use host_shim::locate::{self, LocateError};
+use host_shim::machine::{BootError, BootOptions, DiskError, Exited, Machine};
+use host_shim::vm::{
+    Accelerator, CmdlineError, Description, DescriptionError, Disk, Draft, NameError, Serial, Share,
+};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, info};
+use vminitd_protocol::pb::containerd::types::Mount;
+use vminitd_protocol::pb::containerd::vminitd::services::mount::v1::{MountAllRequest, MountSpec};
+use vminitd_protocol::pb::vminitd::options::v1::Options;
+
+use super::rootfs::Image;
+use super::share::{GUEST_SHARE, MountError, ShareRoot, TAG};
+use super::size::{Size, SizeError};
+use super::spec::GUEST_SHM;
+
+/// The socket by which other programs reach the guest, in the bundle.
+pub const CONTROL: &str = "ctl.sock";
+
+/// What the guest has printed, in the bundle.
+const CONSOLE: &str = "console.log";
+
+/// The shared root, in the bundle.
+const SHARE: &str = "share";
+
+/// Lines of the console in the log when a VM ends that should not.
+const TAIL_LINES: usize = 30;
+
+/// A VM that serves.
+pub struct Sandbox {
+    /// The VM.
+    pub machine: Arc<Machine>,
+    /// What runs in it.
+    pub guest: SteadyGuest,
+    /// Absent in a VM that needs none of the host's directories.
+    pub share: Option<ShareRoot>,
+    /// Whether containers have the VM's network.
+    pub network: bool,
+    /// The container's id, for who asks by ctl.sock; set when it was started.
+    pub started: watch::Sender<Option<String>>,
+    disks: AtomicU32,
+    control: JoinHandle<()>,
+}
+
+/// What a VM is made for.
+pub struct Wish<'a> {
+    /// The bundle of the first container.
+    pub bundle: &'a Path,
+    /// Its id.
+    pub id: &'a str,
+    /// Its config.
+    pub config: &'a Value,
+    /// What the client has said.
+    pub options: &'a Options,
+    /// How large.
+    pub size: Size,
+    /// Images that are disks from the start; they are `serial:d0`, `serial:d1` and so on.
+    pub images: &'a [Image],
+    /// Whether directories of the host are needed, now or for a later container.
+    pub share: bool,
+}
+
+/// There is no VM.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// What it should be like.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// Something is not installed.
+    #[error(transparent)]
+    Locate(#[from] LocateError),
+    /// A name of it.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Words for the kernel.
+    #[error("kernel command line")]
+    Cmdline(#[from] CmdlineError),
+    /// An annotation or option.
+    #[error("io.vminitd.accelerator: {0:?} is none; give auto, hardware or emulation")]
+    Accelerator(String),
+    /// All in all.
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+    /// The host's side of the shared root.
+    #[error(transparent)]
+    Share(#[from] MountError),
+    /// ctl.sock.
+    #[error("make {CONTROL}")]
+    Control(#[source] io::Error),
+    /// It does not boot.
+    #[error("boot the VM")]
+    Boot(#[source] BootError),
+    /// It ended.
+    #[error("the VM ended before it served: {0}")]
+    Died(Exited),
+    /// It does not serve.
+    #[error("boot the VM")]
+    NotServing(#[source] NotServing),
+    /// It serves, but does not mount the shared root.
+    #[error("mount the shared root in the guest")]
+    Mount(#[source] CallError),
+}
+
+impl Sandbox {
+    /// Boots it; returns when it serves.
+    pub async fn boot(wish: Wish<'_>) -> Result<Self, SandboxError> {
+        let share = match wish.share {
+            true => Some(ShareRoot::make(wish.bundle.join(SHARE))?),
+            false => None,
+        };
+        let description = describe(&wish, share.as_ref())?;
+        let options = BootOptions { vmm: locate::vmm()?, console: wish.bundle.join(CONSOLE) };
+        let machine = Machine::boot(description, options).await.map_err(SandboxError::Boot)?;
+        let machine = Arc::new(machine);
+        info!(
+            vmm = machine.vmm_pid(),
+            qemu = machine.qemu_pid(),
+            accelerator = machine.accelerator(),
+            "the VM boots"
+        );
+        let guest = tokio::select! {
+            guest = Guest::connect(machine.clone(), Ports::default(), BOOT_DEADLINE) => guest,
+            exited = machine.exited() => {
+                tell_tail(&machine);
+                return Err(SandboxError::Died(exited));
+            }
+        };
+        let guest = match guest {
+            Ok(guest) => guest,
+            Err(error) if error.is_over() => {
+                tell_tail(&machine);
+                return Err(SandboxError::Died(machine.exited().await));
+            }
+            Err(error) => {
+                tell_tail(&machine);
+                return Err(SandboxError::NotServing(error));
+            }
+        };
+        let guest = SteadyGuest::new(guest, BOOT_DEADLINE);
+        let mut mounts =
+            vec![mount("tmpfs", "shm", GUEST_SHM, &["nosuid", "nodev", "noexec", "mode=1777"])];
+        if share.is_some() {
+            mounts.push(mount("virtiofs", TAG, GUEST_SHARE, &[]));
+        }
+        let request = MountAllRequest { mounts };
+        let call = |guest: Guest| {
+            let request = request.clone();
+            async move { guest.mounts().mount_all(unlimited(), &request).await }
+        };
+        guest.call(call).await.map_err(SandboxError::Mount)?;
+        let (started, is_started) = watch::channel(None);
+        let control = listen(wish.bundle, wish.config, machine.clone(), is_started)
+            .map_err(SandboxError::Control)?;
+        let disks = AtomicU32::new(u32::try_from(wish.images.len()).unwrap_or(u32::MAX));
+        Ok(Self { machine, guest, share, network: false, started, disks, control })
+    }
+
+    /// Gives the running VM one more disk; returns its name.
+    pub async fn attach(&self, image: &Image) -> Result<Serial, DiskError> {
+        let serial = serial(self.disks.fetch_add(1, Ordering::Relaxed));
+        let disk =
+            Disk { serial: serial.clone(), path: image.path.clone(), read_only: image.read_only };
+        self.machine.attach_disk(&disk).await?;
+        Ok(serial)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.control.abort();
+    }
+}
+
+/// A disk's name, by its number.
+pub fn serial(number: u32) -> Serial {
+    format!("d{number}").parse().expect("a letter and digits are a serial")
+}
+
+/// Tells the log what the guest has printed last.
+pub fn tell_tail(machine: &Machine) {
+    for line in machine.console_tail(TAIL_LINES) {
+        error!("console: {line}");
+    }
+}
+
+fn describe(wish: &Wish<'_>, share: Option<&ShareRoot>) -> Result<Description, SandboxError> {
+    let annotation = |name: &str| wish.config["annotations"][name].as_str();
+    let said = |name: &str, option: &str| {
+        let option = (!option.is_empty()).then(|| option.to_owned());
+        annotation(name).map(str::to_owned).or(option)
+    };
+    let path = |name: &str, option: &str| said(name, option).map(PathBuf::from);
+    let disk = |(number, image): (usize, &Image)| Disk {
+        serial: serial(u32::try_from(number).unwrap_or(u32::MAX)),
+        path: image.path.clone(),
+        read_only: image.read_only,
+    };
+    let tag = TAG.to_owned().try_into()?;
+    let accelerator = match said("io.vminitd.accelerator", &wish.options.accelerator).as_deref() {
+        None | Some("auto") => Accelerator::Auto,
+        Some("hardware") => Accelerator::Hardware,
+        Some("emulation") => Accelerator::Emulation,
+        Some(other) => return Err(SandboxError::Accelerator(other.to_owned())),
+    };
+    let draft = Draft {
+        name: name(wish.id).try_into()?,
+        kernel: locate::kernel(path("io.vminitd.kernel", &wish.options.kernel))?,
+        initramfs: Some(locate::initramfs(path("io.vminitd.initramfs", &wish.options.initramfs))?),
+        cmdline: said("io.vminitd.append", &wish.options.append).unwrap_or_default().parse()?,
+        memory: wish.size.memory,
+        cpus: wish.size.cpus,
+        guest_cid: Default::default(),
+        guest_dials: Default::default(),
+        disks: wish.images.iter().enumerate().map(disk).collect(),
+        hotplug_slots: Default::default(),
+        shares: share
+            .map(|share| Share { tag, path: share.path().to_owned(), read_only: false })
+            .into_iter()
+            .collect(),
+        accelerator,
+    };
+    Ok(Description::try_from(draft)?)
+}
+
+/// A VM's name for people: of the id as much as a name can have.
+fn name(id: &str) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let name: String = id.chars().filter(|c| allowed(*c)).take(60).collect();
+    format!("vm-{name}")
+}
+
+fn mount(kind: &str, source: &str, target: &str, options: &[&str]) -> MountSpec {
+    MountSpec {
+        r#type: kind.to_owned(),
+        source: source.to_owned(),
+        target: target.to_owned(),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+    }
+}
+
+/// The mount in Create by which the guest binds what is in the shared root.
+pub fn bind_mount(source: String) -> Mount {
+    Mount {
+        r#type: "bind".to_owned(),
+        source,
+        target: String::new(),
+        options: vec!["rbind".to_owned(), "rw".to_owned()],
+    }
+}
+
+fn listen(
+    bundle: &Path,
+    config: &Value,
+    machine: Arc<Machine>,
+    container: watch::Receiver<Option<String>>,
+) -> io::Result<JoinHandle<()>> {
+    // A bundle's path may be longer than an address; the way by its descriptor is short.
+    let directory = std::fs::File::open(bundle)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL}", directory.as_raw_fd()));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let mut process = tempfile::tempfile()?;
+    io::Write::write_all(&mut process, config["process"].to_string().as_bytes())?;
+    Ok(tokio::spawn(ctl::serve(listener, machine, About { process, container })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_id_makes_a_name_of_a_vm() {
+        for id in ["c1", "-x", "a/b:c", &"x".repeat(100), ""] {
+            assert!(host_shim::vm::VmName::try_from(name(id)).is_ok(), "{id}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What a shim serves: its containers, the one VM, and how all of it ends.
+//!
+//! Owns: the table of containers, the VM. Promises: an id is in use from its Create's first step to the end of its Delete;
+//! when the shim ends, so does the VM. Never: holds a lock across an await.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OnceCell, watch};
+use tokio::time::timeout;
+use tracing::{info, warn};
+use vminitd_protocol::pb::containerd::task::v3::{DeleteRequest, KillRequest, ShutdownRequest};
+
+use super::events::Lanes;
+use super::failure::Failure;
+use super::process::{Container, Process, lock};
+use super::sandbox::Sandbox;
+use crate::protocol::publish::Publisher;
+
+/// How long a task that is ended with its shim may take to die.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the last events may take to come out of the guest.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// How long containerd may take to hear them.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What a shim is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// containerd's namespace.
+    pub namespace: String,
+}
+
+/// A shim.
+pub struct Shim {
+    /// What it was told.
+    pub settings: Settings,
+    /// Where events go.
+    pub publisher: Publisher,
+    /// The guest's events on their way.
+    pub lanes: Lanes,
+    /// The VM, once there is one.
+    pub sandbox: OnceCell<Arc<Sandbox>>,
+    /// Why there is no VM any more.
+    pub ended: watch::Sender<Option<String>>,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// Ids whose Create is under way.
+    reserved: Mutex<HashSet<String>>,
+    /// Nothing is left to be served.
+    done: Notify,
+    /// The end was asked for.
+    stopping: watch::Sender<bool>,
+}
+
+/// An id whose Create is under way; free again when this is dropped.
+pub struct Reserved {
+    shim: Arc<Shim>,
+    id: String,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        lock(&self.shim.reserved).remove(&self.id);
+    }
+}
+
+impl Shim {
+    /// One that serves nothing yet.
+    pub fn new(settings: Settings, publisher: Publisher) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            publisher,
+            lanes: Lanes::default(),
+            sandbox: OnceCell::new(),
+            ended: watch::Sender::new(None),
+            containers: Mutex::default(),
+            reserved: Mutex::default(),
+            done: Notify::new(),
+            stopping: watch::Sender::new(false),
+        })
+    }
+
+    /// Takes an id for a Create.
+    pub fn reserve(self: &Arc<Self>, id: &str) -> Result<Reserved, Failure> {
+        let taken =
+            lock(&self.containers).contains_key(id) || !lock(&self.reserved).insert(id.to_owned());
+        match taken {
+            true => Err(Failure::Exists(format!("container {id}"))),
+            false => Ok(Reserved { shim: self.clone(), id: id.to_owned() }),
+        }
+    }
+
+    /// Adds a container.
+    pub fn add(&self, container: Arc<Container>) {
+        lock(&self.containers).insert(container.id.clone(), container);
+    }
+
+    /// Forgets a container.
+    pub fn remove(&self, id: &str) {
+        lock(&self.containers).remove(id);
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().cloned().collect()
+    }
+
+    /// The container of that id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        lock(&self.containers).get(id).cloned().ok_or(Failure::NoContainer)
+    }
+
+    /// A process of it; the init's name is empty.
+    pub fn process(&self, id: &str, exec: &str) -> Result<(Arc<Container>, Arc<Process>), Failure> {
+        let container = self.container(id)?;
+        let process = container.process(exec);
+        Ok((container, process.ok_or_else(|| Failure::NoProcess(exec.to_owned()))?))
+    }
+
+    /// The VM; a container whose VM is not there is none.
+    pub fn vm(&self) -> Result<Arc<Sandbox>, Failure> {
+        self.sandbox.get().cloned().ok_or(Failure::NoContainer)
+    }
+
+    /// Why there is no VM any more, as a failure.
+    pub fn over(&self) -> Failure {
+        let why = self.ended.borrow().clone();
+        Failure::Ended(why.unwrap_or_else(|| "the VM has ended".to_owned()))
+    }
+
+    /// True when the VM's end was asked for.
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// `Shutdown`: ends the task of that id, if it lives, and the shim when that was the last; with `now` all of them.
+    pub async fn shutdown(self: &Arc<Self>, request: ShutdownRequest) -> Result<(), Failure> {
+        for container in self.containers() {
+            if request.now || container.id == request.id {
+                self.end(&container).await;
+            }
+        }
+        if self.containers().is_empty() {
+            self.done.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Kills a container, waits for its output and deletes it.
+    async fn end(self: &Arc<Self>, container: &Arc<Container>) {
+        info!(container = container.id, "ending a container that still is there");
+        let kill =
+            KillRequest { id: container.id.clone(), signal: 9, all: true, ..Default::default() };
+        // One that has not been started, or has ended, needs none.
+        let _ = self.kill(kill).await;
+        if container.init.started() {
+            let _ = timeout(END_DEADLINE, container.init.exited()).await;
+        }
+        let delete = DeleteRequest { id: container.id.clone(), exec_id: String::new() };
+        if let Err(error) = self.delete(delete).await {
+            warn!(container = container.id, %error, "a container could not be deleted; it goes with its VM");
+            self.remove(&container.id);
+        }
+    }
+
+    /// Returns when nothing is left to be served.
+    pub async fn finished(&self) {
+        self.done.notified().await;
+    }
+
+    /// Ends all containers, the VM, and what containerd has not heard of it.
+    pub async fn stop(self: &Arc<Self>) {
+        for container in self.containers() {
+            self.end(&container).await;
+        }
+        if let Some(sandbox) = self.sandbox.get() {
+            if self.ended.borrow().is_none() {
+                let _ = timeout(LAST_EVENTS, self.lanes.empty()).await;
+            }
+            self.stopping.send_replace(true);
+            sandbox.machine.kill().await;
+        }
+        let _ = timeout(LAST_WORDS, self.publisher.flushed()).await;
+    }
+}
