@@ -6,6 +6,7 @@
 mod rootfs;
 mod shares;
 mod spec;
+pub mod user_network;
 mod volume;
 
 pub use rootfs::{Rootfs, shared_rootfs};

@@ -104,6 +104,10 @@ impl Shim {
     pub async fn start(self: &Arc<Self>, request: StartRequest) -> Result<StartResponse, Failure> {
         let (container, process) = self.process(&request.id, &request.exec_id)?;
         let sandbox = self.vm()?;
+        if process.exec.is_empty() {
+            sandbox.network_is_up().await;
+        }
+        process.stdio().begin_input().map_err(|error| Failure::failed(&error))?;
         for _ in 0..TRIES {
             let once = request.clone();
             let start = |guest: Guest| async move { guest.task().start(unlimited(), &once).await };

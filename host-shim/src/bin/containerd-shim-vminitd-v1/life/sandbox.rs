@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use host_shim::container::user_network;
 use host_shim::ctl::{self, About};
 use host_shim::guest::{
     BOOT_DEADLINE, CallError, Guest, NotServing, Ports, SteadyGuest, unlimited,
@@ -19,15 +20,17 @@ use host_shim::guest::{
 use host_shim::locate::{self, LocateError};
 use host_shim::machine::{BootError, BootOptions, DiskError, Exited, Machine};
 use host_shim::vm::{
-    Accelerator, CmdlineError, Description, DescriptionError, Disk, Draft, NameError, Serial, Share,
+    Accelerator, CmdlineError, Description, DescriptionError, Disk, Draft, NameError, NicError,
+    Published, Serial, Share,
 };
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use vminitd_protocol::pb::containerd::types::Mount;
 use vminitd_protocol::pb::containerd::vminitd::services::mount::v1::{MountAllRequest, MountSpec};
 use vminitd_protocol::pb::vminitd::options::v1::Options;
+use vminitd_protocol::pb::vminitd::v1::WaitNetworkRequest;
 
 use super::rootfs::Image;
 use super::share::{GUEST_SHARE, MountError, ShareRoot, TAG};
@@ -98,6 +101,12 @@ pub enum SandboxError {
     /// An annotation or option.
     #[error("io.vminitd.accelerator: {0:?} is none; give auto, hardware or emulation")]
     Accelerator(String),
+    /// An annotation.
+    #[error("io.vminitd.network: {0:?} is none; give user or none")]
+    Network(String),
+    /// A port to publish.
+    #[error("io.vminitd.publish")]
+    Publish(#[from] NicError),
     /// All in all.
     #[error(transparent)]
     Description(#[from] DescriptionError),
@@ -172,7 +181,24 @@ impl Sandbox {
         let control = listen(wish.bundle, wish.config, machine.clone(), is_started)
             .map_err(SandboxError::Control)?;
         let disks = AtomicU32::new(u32::try_from(wish.images.len()).unwrap_or(u32::MAX));
-        Ok(Self { machine, guest, share, network: false, started, disks, control })
+        let network = network(wish.config)?.is_some();
+        Ok(Self { machine, guest, share, network, started, disks, control })
+    }
+
+    /// Waits until the guest's network is as it is to be; what takes too long is told to the log.
+    pub async fn network_is_up(&self) {
+        if !self.network {
+            return;
+        }
+        let call = |guest: Guest| async move {
+            let request = WaitNetworkRequest { timeout_ms: user_network::PATIENCE_MS };
+            guest.network().wait(unlimited(), &request).await
+        };
+        match self.guest.call(call).await {
+            Ok(answer) if answer.settled => {}
+            Ok(_) => warn!("the guest's network is not up yet; the task runs without"),
+            Err(error) => warn!(%error, "the guest's network"),
+        }
     }
 
     /// Gives the running VM one more disk; returns its name.
@@ -222,17 +248,24 @@ fn describe(wish: &Wish<'_>, share: Option<&ShareRoot>) -> Result<Description, S
         Some("emulation") => Accelerator::Emulation,
         Some(other) => return Err(SandboxError::Accelerator(other.to_owned())),
     };
+    let mut cmdline = said("io.vminitd.append", &wish.options.append).unwrap_or_default();
+    let mut nics = Vec::new();
+    if let Some(published) = network(wish.config)? {
+        nics.push(user_network::nic(published));
+        cmdline = format!("{} {cmdline}", user_network::word());
+    }
     let draft = Draft {
         name: name(wish.id).try_into()?,
         kernel: locate::kernel(path("io.vminitd.kernel", &wish.options.kernel))?,
         initramfs: Some(locate::initramfs(path("io.vminitd.initramfs", &wish.options.initramfs))?),
-        cmdline: said("io.vminitd.append", &wish.options.append).unwrap_or_default().parse()?,
+        cmdline: cmdline.trim().parse()?,
         memory: wish.size.memory,
         cpus: wish.size.cpus,
         guest_cid: Default::default(),
         guest_dials: Default::default(),
         disks: wish.images.iter().enumerate().map(disk).collect(),
         hotplug_slots: Default::default(),
+        nics,
         shares: share
             .map(|share| Share { tag, path: share.path().to_owned(), read_only: false })
             .into_iter()
@@ -240,6 +273,19 @@ fn describe(wish: &Wish<'_>, share: Option<&ShareRoot>) -> Result<Description, S
         accelerator,
     };
     Ok(Description::try_from(draft)?)
+}
+
+/// The ports to publish, if there is to be a network.
+fn network(config: &Value) -> Result<Option<Vec<Published>>, SandboxError> {
+    let annotation = |name: &str| config["annotations"][name].as_str();
+    match annotation("io.vminitd.network") {
+        None | Some("user") => {}
+        Some("none") => return Ok(None),
+        Some(other) => return Err(SandboxError::Network(other.to_owned())),
+    }
+    let published = annotation("io.vminitd.publish").unwrap_or_default().split(',');
+    let published = published.map(str::trim).filter(|port| !port.is_empty()).map(str::parse);
+    Ok(Some(published.collect::<Result<_, NicError>>()?))
 }
 
 /// A VM's name for people: of the id as much as a name can have.
@@ -287,7 +333,19 @@ fn listen(
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut process = tempfile::tempfile()?;
     io::Write::write_all(&mut process, config["process"].to_string().as_bytes())?;
-    Ok(tokio::spawn(ctl::serve(listener, machine, About { process, container })))
+    let (ended, has_ended) = watch::channel(None);
+    let kill = Arc::new(Notify::new());
+    let about = About { process, container, ended: has_ended, kill: kill.clone() };
+    Ok(tokio::spawn(async move {
+        let end = async {
+            tokio::select! {
+                exited = machine.exited() => drop(ended.send_replace(Some(exited))),
+                () = kill.notified() => machine.kill().await,
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::join!(end, ctl::serve(listener, machine.clone(), about));
+    }))
 }
 
 #[cfg(test)]

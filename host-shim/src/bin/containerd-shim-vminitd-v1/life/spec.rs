@@ -15,7 +15,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use host_shim::container::user_network::FILES;
+use serde_json::{Value, json};
 
 /// Hooks that run on the host, in the runtime's namespaces (config.md of the OCI runtime specification).
 const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
@@ -74,6 +75,9 @@ pub fn change(config: &mut Value, places: &[(usize, String)], around: Around<'_>
             mount["source"] = GUEST_SHM.into();
         }
     }
+    if around.network {
+        share_network_files(config);
+    }
     if let Some(linux) = config["linux"].as_object_mut() {
         linux.remove("cgroupsPath");
         linux.remove("intelRdt");
@@ -83,6 +87,22 @@ pub fn change(config: &mut Value, places: &[(usize, String)], around: Around<'_>
     }
     if let Some(hooks) = config["hooks"].as_object_mut() {
         hooks.retain(|name, _| !HOST_HOOKS.contains(&name.as_str()));
+    }
+}
+
+/// Binds the guest's own files about its network, where nobody has said others.
+fn share_network_files(config: &mut Value) {
+    if !config["mounts"].is_array() {
+        config["mounts"] = json!([]);
+    }
+    let Some(mounts) = config["mounts"].as_array_mut() else { return };
+    for file in FILES {
+        if !mounts.iter().any(|mount| mount["destination"] == file) {
+            let options = ["bind", "ro", "nosuid", "nodev", "noexec"];
+            mounts.push(
+                json!({ "destination": file, "type": "bind", "source": file, "options": options }),
+            );
+        }
     }
 }
 
@@ -160,6 +180,7 @@ mod tests {
         assert_eq!(got["linux"].get("cgroupsPath"), None);
         let got = changed(config, Around { pids: &[41], network: true });
         assert_eq!(got["linux"]["namespaces"].as_array().unwrap().len(), 3);
+        assert_eq!(got["mounts"][0]["source"], "/etc/resolv.conf");
     }
 
     #[test]

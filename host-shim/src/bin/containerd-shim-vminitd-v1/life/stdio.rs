@@ -14,8 +14,8 @@
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use host_shim::guest::{Guest, StreamError};
@@ -26,6 +26,8 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+
+use super::process::lock;
 
 /// Bytes that are moved at once.
 const CHUNK: usize = 32 << 10;
@@ -105,9 +107,26 @@ pub struct Stdio {
 
 #[derive(Debug)]
 struct Input {
-    /// Our own writer, which keeps the input from ending when a client leaves; CloseIO drops it.
-    held: Mutex<Option<File>>,
-    pump: JoinHandle<()>,
+    path: PathBuf,
+    state: Mutex<InputState>,
+}
+
+/// Input begins with the process: a client that is told of the process only later, by the answer to its Create or Exec,
+/// would otherwise come to the end of short input before it can call CloseIO.
+#[derive(Debug)]
+enum InputState {
+    /// For Start.
+    Waiting {
+        stream: Option<GuestStream>,
+        /// CloseIO was called already.
+        closed: bool,
+    },
+    /// The FIFO is open.
+    Running {
+        /// Our own writer, which keeps the input from ending when a client leaves; CloseIO drops it.
+        held: Option<File>,
+        pump: JoinHandle<()>,
+    },
 }
 
 #[derive(Debug)]
@@ -127,7 +146,9 @@ struct Progress {
 
 impl Drop for Input {
     fn drop(&mut self) {
-        self.pump.abort();
+        if let InputState::Running { pump, .. } = &*lock(&self.state) {
+            pump.abort();
+        }
     }
 }
 
@@ -142,11 +163,9 @@ impl Stdio {
     pub async fn open(guest: &Guest, wish: &Wish) -> Result<(Self, Uris), StdioError> {
         let (mut stdio, mut uris) = (Self::default(), Uris::default());
         if let End::Fifo(path) = end(&wish.stdin)? {
-            let (fifo, held) = open_input(&path)
-                .map_err(|source| StdioError::Open { path: path.clone(), source })?;
-            let stream = open_stream(guest, &mut uris.stdin).await?;
-            let pump = tokio::spawn(pump_input(fifo, stream));
-            stdio.input = Some(Input { held: Mutex::new(Some(held)), pump });
+            let stream = Some(open_stream(guest, &mut uris.stdin).await?);
+            let state = Mutex::new(InputState::Waiting { stream, closed: false });
+            stdio.input = Some(Input { path, state });
         }
         stdio.stdout = output(guest, &wish.stdout, &mut uris.stdout).await?;
         if !wish.terminal && wish.stderr == wish.stdout {
@@ -157,10 +176,27 @@ impl Stdio {
         Ok((stdio, uris))
     }
 
-    /// Lets the input end when nobody else holds it open. Returns false where there is none.
-    pub fn close_stdin(&self) -> bool {
-        let held = self.input.as_ref().map(|input| &input.held);
-        held.map(|held| held.lock().unwrap_or_else(PoisonError::into_inner).take()).is_some()
+    /// Lets input flow, once.
+    pub fn begin_input(&self) -> Result<(), StdioError> {
+        let Some(Input { path, state }) = &self.input else { return Ok(()) };
+        let mut state = lock(state);
+        let InputState::Waiting { stream, closed } = &mut *state else { return Ok(()) };
+        let (fifo, held) =
+            open_input(path).map_err(|source| StdioError::Open { path: path.clone(), source })?;
+        let held = (!*closed).then_some(held);
+        if let Some(stream) = stream.take() {
+            *state = InputState::Running { held, pump: tokio::spawn(pump_input(fifo, stream)) };
+        }
+        Ok(())
+    }
+
+    /// Lets the input end when nobody else holds it open.
+    pub fn close_stdin(&self) {
+        match self.input.as_ref().map(|input| lock(&input.state)).as_deref_mut() {
+            Some(InputState::Waiting { closed, .. }) => *closed = true,
+            Some(InputState::Running { held, .. }) => *held = None,
+            None => {}
+        }
     }
 
     /// Waits until this much of each output was handed over, as long as it makes progress.

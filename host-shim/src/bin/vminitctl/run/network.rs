@@ -3,25 +3,14 @@
 //! Promises: when the command starts, the network is there, or a line on stderr says that it is not. Never: touches a
 //! network of the host.
 
+use host_shim::container::user_network::{self, FILES, PATIENCE_MS};
 use host_shim::guest::{Guest, unlimited};
-use host_shim::vm::{Network, Nic};
+use host_shim::vm::Nic;
 use oci_spec::runtime::{LinuxNamespaceType, MountBuilder, Spec};
 use vminitd_protocol::pb::vminitd::v1::WaitNetworkRequest;
 
 use super::RunError;
 use crate::cli::{Net, RunArgs};
-
-/// The interface's address. Each VM has a network of its own, so all may have the same.
-const MAC: &str = "52:54:00:00:00:01";
-
-/// What QEMU's user network gives: its DHCP server would say the same, and take its time.
-const SETTINGS: &str = "addr=10.0.2.15/24,gw=10.0.2.2,dns=10.0.2.3";
-
-/// How long the command waits for its network, in milliseconds.
-const PATIENCE_MS: u32 = 10_000;
-
-/// Files that the guest keeps right, as the container has them.
-const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// Whether the container is to have a network.
 pub fn wanted(args: &RunArgs) -> Result<bool, RunError> {
@@ -34,9 +23,7 @@ pub fn wanted(args: &RunArgs) -> Result<bool, RunError> {
 
 /// The VM's interfaces.
 pub fn nics(args: &RunArgs, wanted: bool) -> Vec<Nic> {
-    let network = Network::User { published: args.publish.clone() };
-    let nic = wanted.then(|| Nic { mac: MAC.parse().expect("a constant"), network });
-    nic.into_iter().collect()
+    wanted.then(|| user_network::nic(args.publish.clone())).into_iter().collect()
 }
 
 /// Words for the guest's command line.
@@ -44,7 +31,7 @@ pub fn words(spec: &Spec, wanted: bool) -> Vec<String> {
     if !wanted {
         return vec![];
     }
-    let mut words = vec![format!("vminitd.network=mac={MAC},{SETTINGS}")];
+    let mut words = vec![user_network::word()];
     // The guest's hosts file names the guest.
     let name = spec.hostname().as_deref().filter(|name| {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
