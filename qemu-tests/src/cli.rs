@@ -102,7 +102,10 @@ impl OnTerminal {
         let mut on_terminal = Command::new("setsid");
         on_terminal.arg("--ctty").arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
-            on_terminal.env(key, value.expect("nothing is unset"));
+            match value {
+                Some(value) => on_terminal.env(key, value),
+                None => on_terminal.env_remove(key),
+            };
         }
         let child = on_terminal.stdin(fd()).stdout(fd()).stderr(fd()).spawn().expect("setsid");
         let keyboard = File::from(pty.master);

@@ -188,6 +188,13 @@ impl Containerd {
         assert!(status.success(), "ctr run: {}", fs::read_to_string(&log).unwrap_or_default());
     }
 
+    /// `ctr task exec ID COMMAND`.
+    pub fn exec(&self, id: &str, command: &[&str]) -> Outcome {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let exec = format!("e{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        self.ctr(&[&["task", "exec", "--exec-id", &exec, id], command].concat())
+    }
+
     /// The state of a task as `ctr task ls` says it (`RUNNING`), and its pid.
     pub fn task(&self, id: &str) -> Option<(String, i32)> {
         let tasks = self.ctr(&["task", "ls"]).good();

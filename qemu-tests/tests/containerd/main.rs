@@ -1,7 +1,15 @@
 //! Tests with real containerds and ctr: `./dev test containerd` or part of a name.
 //!
+//! CI has 2.x in full, with modest counts, and of 1.6 and 1.7 run, exec and kill; the rest is `./dev soak`.
+//!
 //! | module | what it is about |
 //! |---|---|
+//! | `failure` | what dies: shim, VM, containerd |
+//! | `life` | run, exec, kill and what else ctr asks of a task |
 //! | `rig` | the rig itself, with runc: it works, and it sees what is left behind |
+//! | `stdio` | output: every byte |
 
+mod failure;
+mod life;
 mod rig;
+mod stdio;
