@@ -23,11 +23,11 @@ soak: (_setup "rust" "vm" "busybox" "disks" "containerd") _build
     @scripts/test.sh --soak
 
 # Measure boot, a container's life, throughput, memory and sizes; `./dev bench --json FILE` writes the figures for programs
-bench *FLAGS: (_setup "rust" "vm" "disks") _build
+bench *FLAGS: (_setup "rust" "vm" "busybox" "disks") _build
     @scripts/bench.sh "$@"
 
 # Build what a user would install into dist/
-build: (_setup "rust") _build
+build: (_setup "rust" "busybox") _build
 
 # Build the guest kernel, or find it in the cache; prints its directory
 kernel:

@@ -53,6 +53,29 @@ host() {
     done
 }
 
+# Tools for `vminitctl debug`: the guest has no shell. Made of this system's busybox, as small as its message to a guest wants it.
+toolbox() {
+    local temp
+    temp_dir temp toolbox
+    scripts/busybox-bundle.sh "$temp" true
+    mkfs.erofs --quiet -zlz4hc -T0 -U00000000-0000-0000-0000-000000000000 --all-root "$temp/toolbox.erofs" "$temp/rootfs" >/dev/null
+    install_as 644 "$temp/toolbox.erofs" "$GUEST/toolbox.erofs"
+}
+
+# For shells and man(1), made by vminitctl itself.
+pages() {
+    local temp page
+    temp_dir temp pages
+    "$DIST/bin/vminitctl" generate man "$temp"
+    for page in "$temp"/*.1; do install_as 644 "$page" "$DIST/share/man/man1/${page##*/}"; done
+    "$DIST/bin/vminitctl" generate bash >"$temp/bash"
+    install_as 644 "$temp/bash" "$DIST/share/bash-completion/completions/vminitctl"
+    "$DIST/bin/vminitctl" generate zsh >"$temp/zsh"
+    install_as 644 "$temp/zsh" "$DIST/share/zsh/site-functions/_vminitctl"
+    "$DIST/bin/vminitctl" generate fish >"$temp/fish"
+    install_as 644 "$temp/fish" "$DIST/share/fish/vendor_completions.d/vminitctl.fish"
+}
+
 # The kernel first: it takes longest, so what is wrong with it shows before a coffee, not after.
 if [[ ${1:-} != initramfs ]]; then
     kernel=$(kernel-config/build.sh)
@@ -60,5 +83,7 @@ if [[ ${1:-} != initramfs ]]; then
     install_as 644 "$kernel/vmlinux" "$GUEST/vmlinux"
     install_as 755 "$virtiofsd" "$DIST/libexec/vminitd/virtiofsd"
     host
+    pages
+    toolbox
 fi
 guest

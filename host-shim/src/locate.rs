@@ -16,6 +16,8 @@ pub const VMM_VARIABLE: &str = "VMINITD_VMM";
 pub const QEMU_VARIABLE: &str = "VMINITD_QEMU";
 /// Names another virtiofsd.
 pub const VIRTIOFSD_VARIABLE: &str = "VMINITD_VIRTIOFSD";
+/// Environment variable that names the toolbox image.
+pub const TOOLBOX_VARIABLE: &str = "VMINITD_TOOLBOX";
 /// Names another directory for what can be made again.
 pub const CACHE_VARIABLE: &str = "VMINITD_CACHE";
 
@@ -75,6 +77,11 @@ pub fn virtiofsd() -> Result<PathBuf, LocateError> {
         .at("/usr/lib/virtiofsd")
         .in_path("virtiofsd")
         .find()
+}
+
+/// The image with tools for a look into a VM.
+pub fn toolbox() -> Result<PathBuf, LocateError> {
+    Search::new("toolbox", TOOLBOX_VARIABLE).beside(&share("toolbox.erofs")).find()
 }
 
 /// The directory for what can be made again; `None` without a home.

@@ -171,7 +171,7 @@ fn vms_are_found_by_name_and_errors_say_what_there_is() {
     assert!(list.contains("sh -c echo up; cat"), "{list}");
     let (code, _, stderr) = text(&exec(&vms, &["true"]));
     assert_eq!(code, Some(125));
-    assert!(stderr.contains("several VMs run (db, web); say which one: --name db"), "{stderr}");
+    assert!(stderr.contains("several VMs run (db, web); say which one"), "{stderr}");
     assert_eq!(text(&exec(&vms, &["--name", "db", "hostname"])), told(0, "db\n", ""));
 
     // A run that is killed takes its VM along; what it leaves is cleared away, and its name is free.

@@ -23,6 +23,7 @@
 //! | `shutdown` | every way to end a VM, what is left behind, filesystems that are frozen |
 //! | `time` | a clock that is wrong and is set |
 //! | `lifecycle` | states, events, exit statuses, many containers |
+//! | `look` | `vminitctl`'s commands about a running VM |
 //! | `mount_service` | mounts that belong to no container |
 //! | `mounts` | root filesystems from lists of mounts |
 //! | `network` | links, DHCP, names, published ports, networks of containers |
@@ -63,6 +64,7 @@ mod images;
 mod isolation;
 mod launch;
 mod lifecycle;
+mod look;
 mod machine;
 mod mount_service;
 mod mounts;

@@ -16,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::vm::VmName;
 
 /// Bytes of a socket's path, its final NUL included: `sun_path` in unix(7), and less on macOS.
-const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "macos") { 104 } else { 108 };
+pub(super) const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "macos") { 104 } else { 108 };
 
 /// A VM could not be given a directory, or be found.
 #[derive(Debug, thiserror::Error)]

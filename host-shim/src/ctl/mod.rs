@@ -18,10 +18,12 @@
 
 mod client;
 mod directory;
+mod places;
 mod server;
 
 pub use client::{Control, ControlError, Description};
 pub use directory::{Claim, DirectoryError, Found, claim, find, running};
+pub use places::{LookupError, Place, Selector, all, lookup};
 pub use server::{About, serve};
 
 use vminitd_protocol::pb::vminitd::ctl::v1 as pb;

@@ -2,12 +2,12 @@
 //!
 //! Promises: every option says its default, its unit and what it is good for; nothing is described twice.
 
-use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use host_shim::container::{TmpfsWish, VolumeWish};
+use host_shim::ctl::Selector;
 use host_shim::dials::GuestDial;
 use host_shim::extras::Extra;
 use host_shim::images::wish::ImageWish;
@@ -66,12 +66,83 @@ pub enum Command {
 
     /// List the VMs that run, one per line: name, process id and command
     ///
-    /// These are the VMs that `vminitctl run` of this user has started.
+    /// These are the VMs that `vminitctl run` of this user has started and, for root, those of containerd's
+    /// containers, as NAMESPACE/ID.
+    ///
+    /// Examples:
+    ///     vminitctl list
+    ///     vminitctl ps --json | jq -r .name
+    #[command(verbatim_doc_comment, visible_alias = "ps")]
+    List(ListArgs),
+
+    /// Print what happens to a VM's containers, as it happens
+    ///
+    /// One event a line: created, started, exited, out of memory, paused, an exec added... Ends with the VM.
+    ///
+    /// Examples:
+    ///     vminitctl events web
+    ///     vminitctl events --all --json k8s.io/4f3a | jq .topic
+    #[command(verbatim_doc_comment)]
+    Events(EventsArgs),
+
+    /// Print what a VM's container uses: CPU, memory, processes, disks
+    ///
+    /// Counters of its cgroup since it was started.
     ///
     /// Example:
-    ///     vminitctl list
-    #[command(verbatim_doc_comment, visible_alias = "ps")]
-    List,
+    ///     vminitctl stats --json web
+    #[command(verbatim_doc_comment)]
+    Stats(StatsArgs),
+
+    /// Send a signal to a VM's container
+    ///
+    /// SIGTERM, unless another is given. Not to the VM: see `vminitctl stop` for that.
+    ///
+    /// Example:
+    ///     vminitctl kill --signal HUP web
+    #[command(verbatim_doc_comment)]
+    Kill(KillArgs),
+
+    /// Print what a VM's guest has printed on its console: kernel and vminitd
+    ///
+    /// Read from the file on this host; the guest need not answer.
+    ///
+    /// Example:
+    ///     vminitctl console --follow web
+    #[command(verbatim_doc_comment)]
+    Console(ConsoleArgs),
+
+    /// Print what vminitd itself has said on the console of a VM
+    ///
+    /// The lines of init, agent and launchers, without the kernel's. What a container writes is not there: it goes to
+    /// whoever runs it.
+    ///
+    /// Example:
+    ///     vminitctl logs --tail 20 web
+    #[command(verbatim_doc_comment)]
+    Logs(ConsoleArgs),
+
+    /// Run a command of a toolbox (busybox) in the namespaces of a VM's container
+    ///
+    /// For containers without a shell, and to look at one from beside it: same processes, network, IPC and host name,
+    /// but a root filesystem and capabilities of its own; the container's root is /proc/1/root. Without a command it is
+    /// a shell. It is gone when it ends, the container does not notice it.
+    ///
+    /// Examples:
+    ///     vminitctl debug -t web
+    ///     vminitctl debug web -- netstat -tln
+    #[command(verbatim_doc_comment)]
+    Debug(Box<DebugArgs>),
+
+    /// Look for what this host lacks, and say what to do about it
+    ///
+    /// Host, kernel, the guest's files, containerd and its snapshotters. Looks only: nothing is changed or started.
+    /// Exit status: 1 when something that is needed is missing. As root it sees more.
+    ///
+    /// Example:
+    ///     vminitctl doctor
+    #[command(verbatim_doc_comment)]
+    Doctor(DoctorArgs),
 
     /// End a VM: stop its container, write everything back, power off
     ///
@@ -118,6 +189,8 @@ pub enum Command {
     Generate {
         /// What to print
         what: Generated,
+        /// Directory for manual pages
+        into: Option<PathBuf>,
     },
 }
 
@@ -126,6 +199,14 @@ pub enum Command {
 pub enum Generated {
     /// docs/cli.md
     Markdown,
+    /// Manual pages, into a directory
+    Man,
+    /// Completion for bash
+    Bash,
+    /// Completion for zsh
+    Zsh,
+    /// Completion for fish
+    Fish,
 }
 
 /// Options of `vminitctl run`.
@@ -328,8 +409,11 @@ pub struct RunArgs {
 #[derive(Args)]
 pub struct ExecArgs {
     /// The VM, as `vminitctl list` shows it [default: the only one that runs]
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<VmName>,
+    ///
+    /// A name, a container's id or the beginning of one, with containerd's NAMESPACE/ before it if need be; or the path of
+    /// a VM's control socket. Examples: --name web; --name k8s.io/4f3a; --name /run/x/ctl.sock
+    #[arg(long, value_name = "VM")]
+    pub name: Option<Selector>,
 
     /// Connect stdin; without it the command reads an empty file
     ///
@@ -373,8 +457,8 @@ pub struct SupervisorArgs {
     pub what: SupervisorWish,
 
     /// The VM, as `vminitctl list` shows it [default: the only one that runs]
-    #[arg(value_name = "NAME")]
-    pub name: Option<VmName>,
+    #[arg(value_name = "VM")]
+    pub name: Option<Selector>,
 
     /// Print one line of JSON: state, pid, restarts, next_restart_ms, last_exit
     ///
@@ -407,8 +491,11 @@ pub enum Net {
 #[derive(Args)]
 pub struct VmArgs {
     /// The VM, as `vminitctl list` shows it [default: the only one that runs]
-    #[arg(value_name = "NAME")]
-    pub name: Option<VmName>,
+    ///
+    /// A name, a container's id or the beginning of one, with containerd's NAMESPACE/ before it if need be; or the path of
+    /// a VM's control socket. Examples: web; k8s.io/4f3a; /run/x/ctl.sock
+    #[arg(value_name = "VM")]
+    pub name: Option<Selector>,
 }
 
 /// Options of `vminitctl stop`.
@@ -433,6 +520,139 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds.ok_or_else(|| format!("{text:?} is no time; give seconds, as in 10 or 0.5"))
 }
+
+/// Options of `vminitctl list`.
+#[derive(Args)]
+pub struct ListArgs {
+    /// Print a line of JSON for each: name, namespace, pid, state, command, socket
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `vminitctl events`.
+#[derive(Args)]
+pub struct EventsArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Begin with the first event that the guest still has, not with the next
+    #[arg(short, long)]
+    pub all: bool,
+
+    /// Print each as a line of JSON: seq, time, topic, event
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `vminitctl stats`.
+#[derive(Args)]
+pub struct StatsArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Print one line of JSON, names with their units
+    ///
+    /// A limit that there is not is null.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `vminitctl kill`.
+#[derive(Args)]
+pub struct KillArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Signal, by name or number
+    ///
+    /// With or without SIG, in either case: HUP, sigusr1, 9.
+    #[arg(short, long, value_name = "SIGNAL", default_value = "TERM")]
+    pub signal: SignalNumber,
+
+    /// To every process of the container, not only its first
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+/// Options of `vminitctl console` and `logs`.
+#[derive(Args)]
+pub struct ConsoleArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Go on with what comes, until the VM ends
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Only the last lines of what there is
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub tail: Option<usize>,
+}
+
+/// Options of `vminitctl debug`.
+#[derive(Args)]
+pub struct DebugArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Connect stdin; without it the command reads an empty file
+    #[arg(short, long)]
+    pub interactive: bool,
+
+    /// Give the command a terminal, connected to ours; includes --interactive
+    #[arg(short, long)]
+    pub tty: bool,
+
+    /// Image with the tools instead of the one that comes with vminitctl
+    ///
+    /// An erofs, squashfs or ext4 image of at most 3 MiB; it is sent to the guest. Example: --toolbox strace.erofs
+    #[arg(long, value_name = "FILE")]
+    pub toolbox: Option<PathBuf>,
+
+    /// The command and its arguments
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// Options of `vminitctl doctor`.
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Print a line of JSON for each finding: grade, about, what, advice
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A signal as the guest numbers it, which is Linux' way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalNumber(pub i32);
+
+impl std::str::FromStr for SignalNumber {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(number @ 1..=64) = text.parse() {
+            return Ok(Self(number));
+        }
+        let upper = text.to_ascii_uppercase();
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        let at = SIGNALS.iter().position(|known| *known == name);
+        at.map(|at| Self(at as i32 + 1)).ok_or_else(|| {
+            format!("{text:?} is no signal; give a name or 1 to 64, as in TERM or 15")
+        })
+    }
+}
+
+/// Linux' signals on x86_64 and arm64, from 1 on (signal(7)).
+const SIGNALS: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
 
 /// `UID` or `UID:GID`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -460,33 +680,10 @@ impl std::str::FromStr for UserIds {
     }
 }
 
-/// What `vminitctl generate` prints.
-pub fn generate(what: Generated) -> String {
-    match what {
-        Generated::Markdown => markdown(),
-    }
-}
-
-fn markdown() -> String {
-    let mut page = String::from(
-        "# vminitctl\n\nMade by `vminitctl generate markdown`; a test fails when it is stale.\n",
-    );
-    let mut root = Cli::command();
-    root.build();
-    for command in root.get_subcommands_mut().filter(|command| !command.is_hide_set()) {
-        // The width of a page, not of somebody's terminal.
-        let sized = command.clone().term_width(100);
-        let name = command.get_name().to_owned();
-        let help = sized.bin_name(format!("vminitctl {name}")).render_long_help().to_string();
-        let trimmed: Vec<&str> = help.lines().map(str::trim_end).collect();
-        write!(page, "\n## vminitctl {name}\n\n```text\n{}\n```\n", trimmed.join("\n").trim_end())
-            .expect("a String takes everything");
-    }
-    page
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
@@ -526,18 +723,22 @@ mod tests {
     }
 
     #[test]
+    fn signal_is_a_name_or_a_number_and_an_error_says_so() {
+        for (text, number) in [("TERM", 15), ("sigkill", 9), ("usr2", 12), ("SYS", 31), ("34", 34)]
+        {
+            assert_eq!(text.parse(), Ok(SignalNumber(number)), "{text}");
+        }
+        for text in ["", "0", "65", "SIG", "TERMX"] {
+            assert!(text.parse::<SignalNumber>().unwrap_err().contains("TERM or 15"), "{text}");
+        }
+    }
+
+    #[test]
     fn user_is_one_number_or_two_and_an_error_says_so() {
         assert_eq!("7".parse(), Ok(UserIds { uid: 7, gid: 0 }));
         assert_eq!("7:8".parse(), Ok(UserIds { uid: 7, gid: 8 }));
         for text in ["www", "7:", ":8", "-1", "4294967295", ""] {
             assert!(text.parse::<UserIds>().unwrap_err().contains("1000:100"), "{text}");
         }
-    }
-
-    #[test]
-    fn docs_cli_md_is_what_the_table_says() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
-        let page = std::fs::read_to_string(path).expect("docs/cli.md");
-        assert_eq!(page, markdown(), "stale: vminitctl generate markdown > docs/cli.md");
     }
 }

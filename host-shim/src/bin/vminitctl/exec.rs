@@ -1,4 +1,4 @@
-//! `vminitctl exec`: a further process in the container of a VM that a `vminitctl run` owns.
+//! `vminitctl exec`: a further process in the container of a VM that a `vminitctl run` or a shim owns.
 //!
 //! Owns: the exec in the guest, from Exec to Delete, and the connections to it, which that run has handed over.
 //! Promises: what `vminitctl run` promises of bytes, status, signals and the terminal.
@@ -9,12 +9,11 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::sync::Arc;
 
-use host_shim::ctl::{self, Control, ControlError, DirectoryError};
+use host_shim::ctl::{self, Control, ControlError, LookupError};
 use host_shim::guest::{
     BOOT_DEADLINE, CallError, Guest, NotServing, Ports, SteadyGuest, unlimited,
 };
 use host_shim::sys::terminal::Size;
-use host_shim::vm::VmName;
 use oci_spec::runtime::{BoxBuilder, Process, UserBuilder};
 use vminitd_protocol::pb::containerd::task::v3::{DeleteRequest, ExecProcessRequest};
 use vminitd_protocol::pb::google::protobuf::Any;
@@ -34,12 +33,12 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Proce
 pub enum ExecError {
     /// The VM is not found, or is not unique.
     #[error(transparent)]
-    Directory(#[from] DirectoryError),
+    Lookup(#[from] LookupError),
     /// The VM cannot be asked what runs in it.
     #[error("VM {name}")]
     Control {
         /// The VM.
-        name: VmName,
+        name: String,
         /// Why not.
         #[source]
         source: ControlError,
@@ -48,7 +47,7 @@ pub enum ExecError {
     #[error("VM {name}: the container's process")]
     Template {
         /// The VM.
-        name: VmName,
+        name: String,
         /// What is wrong with it.
         #[source]
         source: serde_json::Error,
@@ -57,7 +56,7 @@ pub enum ExecError {
     #[error("VM {name}")]
     NotServing {
         /// The VM.
-        name: VmName,
+        name: String,
         /// How long it was tried, and what happened.
         #[source]
         source: NotServing,
@@ -83,14 +82,14 @@ pub fn exec(args: ExecArgs) -> Result<i32, ExecError> {
         true => Some(terminal::stdin_size().map_err(no_terminal)?),
         false => None,
     };
-    let vm = ctl::find(args.name.as_ref())?;
+    let vm = ctl::lookup(args.name.as_ref())?;
     let signals = signals::watch().map_err(ProcessError::Signals)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(ProcessError::Runtime)?;
-    let control = Control::new(&vm.socket());
-    let outcome = runtime.block_on(reach_and_run(&args, vm.name, control, size, signals));
+    let outcome =
+        runtime.block_on(reach_and_run(&args, vm.to_string(), vm.control(), size, signals));
     // A thread may still sit in a read of our stdin; it goes with the process.
     runtime.shutdown_background();
     outcome
@@ -102,7 +101,7 @@ fn no_terminal(source: io::Error) -> ProcessError {
 
 async fn reach_and_run(
     args: &ExecArgs,
-    name: VmName,
+    name: String,
     control: Control,
     size: Option<Size>,
     mut signals: Signals,

@@ -5,9 +5,8 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 
-use host_shim::ctl::{self, Control, DirectoryError};
+use host_shim::ctl::{self, LookupError};
 use host_shim::guest::{BOOT_DEADLINE, Guest, NotServing, Ports, unlimited};
-use host_shim::vm::VmName;
 use vminitd_protocol::pb::google::protobuf::Empty;
 
 use crate::cli::VmArgs;
@@ -17,7 +16,7 @@ use crate::cli::VmArgs;
 pub enum InsideError {
     /// The VM is not found, or is not unique.
     #[error(transparent)]
-    Directory(#[from] DirectoryError),
+    Lookup(#[from] LookupError),
     /// The async runtime could not be set up.
     #[error("async runtime")]
     Runtime(#[source] io::Error),
@@ -25,7 +24,7 @@ pub enum InsideError {
     #[error("VM {name}")]
     NotServing {
         /// The VM.
-        name: VmName,
+        name: String,
         /// How long it was tried, and what happened.
         #[source]
         source: NotServing,
@@ -34,7 +33,7 @@ pub enum InsideError {
     #[error("VM {name}: {call}")]
     Call {
         /// The VM.
-        name: VmName,
+        name: String,
         /// Which call.
         call: &'static str,
         /// Its answer.
@@ -91,17 +90,17 @@ fn ask<T>(
     call: &'static str,
     ask: impl AsyncFnOnce(Guest) -> ttrpc::Result<T>,
 ) -> Result<T, InsideError> {
-    let vm = ctl::find(args.name.as_ref())?;
+    let vm = ctl::lookup(args.name.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(InsideError::Runtime)?;
     runtime.block_on(async {
-        let control = Arc::new(Control::new(&vm.socket()));
+        let control = Arc::new(vm.control());
         let guest = Guest::connect(control, Ports::default(), BOOT_DEADLINE).await;
         let guest =
-            guest.map_err(|source| InsideError::NotServing { name: vm.name.clone(), source })?;
-        ask(guest).await.map_err(|source| InsideError::Call { name: vm.name, call, source })
+            guest.map_err(|source| InsideError::NotServing { name: vm.to_string(), source })?;
+        ask(guest).await.map_err(|source| InsideError::Call { name: vm.to_string(), call, source })
     })
 }
 

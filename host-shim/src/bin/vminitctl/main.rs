@@ -4,13 +4,22 @@
 //! 127 when it was not found; prints nothing of its own on stdout but what was asked for.
 
 mod cli;
+mod console;
+mod debug;
+mod doctor;
+mod events;
 mod exec;
+mod generate;
 mod inside;
+mod kill;
 mod list;
 mod process;
+mod reach;
 mod run;
+mod stats;
 mod stop;
 mod supervisor;
+mod time;
 
 use std::process::exit;
 
@@ -41,11 +50,15 @@ fn main() {
         cli::Command::Supervisor(args) => {
             supervisor::supervisor(&args).map_err(|error| failure(&error, FAILED))
         }
-        cli::Command::List => list::list().map_err(|error| failure(&error, FAILED)),
-        cli::Command::Generate { what } => {
-            print!("{}", cli::generate(what));
-            Ok(0)
-        }
+        cli::Command::List(args) => list::list(&args).map_err(|error| failure(&error, FAILED)),
+        cli::Command::Events(args) => ours(events::events(&args)),
+        cli::Command::Stats(args) => ours(stats::stats(&args)),
+        cli::Command::Kill(args) => ours(kill::kill(&args)),
+        cli::Command::Console(args) => ours(console::console(&args)),
+        cli::Command::Logs(args) => ours(console::logs(&args)),
+        cli::Command::Debug(args) => ours(debug::debug(*args)),
+        cli::Command::Doctor(args) => ours(doctor::doctor(&args)),
+        cli::Command::Generate { what, into } => ours(generate::generate(what, into.as_deref())),
     };
     match outcome {
         Ok(status) => exit(status),
@@ -54,6 +67,10 @@ fn main() {
             exit(status);
         }
     }
+}
+
+fn ours(outcome: Result<i32, reach::ReachError>) -> Result<i32, (String, i32)> {
+    outcome.map_err(|error| failure(&error, error.status()))
 }
 
 fn failure(error: &dyn std::error::Error, status: i32) -> (String, i32) {

@@ -8,9 +8,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use host_shim::ctl::{self, Control, ControlError, DirectoryError};
+use host_shim::ctl::{self, Control, ControlError, LookupError};
 use host_shim::guest::{Guest, Ports, unlimited};
-use host_shim::vm::VmName;
 use tokio::time::timeout;
 use vminitd_protocol::pb::vminitd::v1::MachineShutdownRequest;
 
@@ -37,7 +36,7 @@ const GONE: Duration = Duration::from_secs(20);
 pub enum StopError {
     /// The VM is not found, or is not unique.
     #[error(transparent)]
-    Directory(#[from] DirectoryError),
+    Lookup(#[from] LookupError),
     /// The async runtime could not be set up.
     #[error("async runtime")]
     Runtime(#[source] io::Error),
@@ -45,7 +44,7 @@ pub enum StopError {
     #[error("VM {name}")]
     Control {
         /// The VM.
-        name: VmName,
+        name: String,
         /// Why not.
         #[source]
         source: ControlError,
@@ -54,22 +53,22 @@ pub enum StopError {
     #[error("VM {name} was killed and has not ended within {} s", GONE.as_secs())]
     Immortal {
         /// The VM.
-        name: VmName,
+        name: String,
     },
 }
 
 /// Stops it; returns the exit status.
 pub fn stop(args: &StopArgs) -> Result<i32, StopError> {
-    let vm = ctl::find(args.vm.name.as_ref())?;
+    let vm = ctl::lookup(args.vm.name.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(StopError::Runtime)?;
-    let control = Control::new(&vm.socket());
-    runtime.block_on(stop_and_wait(args, vm.name, control))
+    let control = vm.control();
+    runtime.block_on(stop_and_wait(args, vm.to_string(), control))
 }
 
-async fn stop_and_wait(args: &StopArgs, name: VmName, control: Control) -> Result<i32, StopError> {
+async fn stop_and_wait(args: &StopArgs, name: String, control: Control) -> Result<i32, StopError> {
     // Asked for first: afterwards there may be nobody to ask.
     let watched = control.clone();
     let mut ended = tokio::spawn(async move { watched.ended().await });
@@ -111,7 +110,7 @@ async fn ask(args: &StopArgs, control: &Control) -> Result<(), String> {
 
 type Told = Result<Result<(String, String), ControlError>, tokio::task::JoinError>;
 
-fn told_how(name: &VmName, told: Told) -> Result<i32, StopError> {
+fn told_how(name: &str, told: Told) -> Result<i32, StopError> {
     match told {
         Ok(Ok((reason, detail))) => {
             if !detail.is_empty() {
@@ -122,6 +121,6 @@ fn told_how(name: &VmName, told: Told) -> Result<i32, StopError> {
         }
         // Its owner has gone, and the VM with it.
         Ok(Err(ControlError::Gone(_))) | Err(_) => Ok(0),
-        Ok(Err(source)) => Err(StopError::Control { name: name.clone(), source }),
+        Ok(Err(source)) => Err(StopError::Control { name: name.to_owned(), source }),
     }
 }

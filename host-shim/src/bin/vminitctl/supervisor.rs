@@ -6,9 +6,8 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 
-use host_shim::ctl::{self, Control, DirectoryError};
+use host_shim::ctl::{self, LookupError};
 use host_shim::guest::{BOOT_DEADLINE, Guest, NotServing, Ports, unlimited};
-use host_shim::vm::VmName;
 use ttrpc::Code;
 use vminitd_protocol::pb::google::protobuf::Empty;
 use vminitd_protocol::pb::vminitd::v1::SupervisorStatusResponse;
@@ -25,7 +24,7 @@ const NONE: i32 = 4;
 pub enum SupervisorError {
     /// The VM is not found, or is not unique.
     #[error(transparent)]
-    Directory(#[from] DirectoryError),
+    Lookup(#[from] LookupError),
     /// The async runtime could not be set up.
     #[error("async runtime")]
     Runtime(#[source] io::Error),
@@ -33,7 +32,7 @@ pub enum SupervisorError {
     #[error("VM {name}")]
     NotServing {
         /// The VM.
-        name: VmName,
+        name: String,
         /// How long it was tried, and what happened.
         #[source]
         source: NotServing,
@@ -42,7 +41,7 @@ pub enum SupervisorError {
     #[error("VM {name}: {text}")]
     Call {
         /// The VM.
-        name: VmName,
+        name: String,
         /// What it said.
         text: String,
     },
@@ -53,13 +52,13 @@ pub enum SupervisorError {
 
 /// Does as asked; returns the exit status.
 pub fn supervisor(args: &SupervisorArgs) -> Result<i32, SupervisorError> {
-    let vm = ctl::find(args.name.as_ref())?;
+    let vm = ctl::lookup(args.name.as_ref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(SupervisorError::Runtime)?;
-    let name = vm.name.clone();
-    let control = Arc::new(Control::new(&vm.socket()));
+    let name = vm.to_string();
+    let control = Arc::new(vm.control());
     let answer = runtime.block_on(async {
         let guest = Guest::connect(control, Ports::default(), BOOT_DEADLINE).await;
         let guest =
