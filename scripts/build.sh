@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build.sh: leaves in dist/ what a user would install; `build.sh initramfs` only the guest binary and its archive.
 # Promises: with nothing changed it changes nothing in dist/ (a file is replaced only by different bytes, and by rename, so that a
-# running VM keeps what it has).
+# running VM keeps what it has), so a VM never reads half of one; of two builds of one checkout the second waits.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
@@ -16,8 +16,10 @@ PROFILE=${VMINITD_GUEST_PROFILE:-guest} # `guest-dev` builds in seconds what is 
 install_as() {
     cmp -s "$2" "$3" && return
     mkdir -p "${3%/*}"
-    install -m "$1" "$2" "$3.new"
-    mv "$3.new" "$3"
+    local new
+    new=$(mktemp "$3.XXXXXX")
+    install -m "$1" "$2" "$new"
+    mv "$new" "$3"
     echo "    ${3#"$ROOT/"}  $(($(stat -c %s "$3") >> 10)) KiB" >&2
 }
 
@@ -74,6 +76,14 @@ pages() {
     install_as 644 "$temp/zsh" "$DIST/share/zsh/site-functions/_vminitctl"
     "$DIST/bin/vminitctl" generate fish >"$temp/fish"
     install_as 644 "$temp/fish" "$DIST/share/fish/vendor_completions.d/vminitctl.fish"
+}
+
+# Two at once would install what the other is still linking.
+mkdir -p target
+exec {LOCK}>target/build.lock
+flock -n "$LOCK" || {
+    say "another build of this checkout is running; waiting for it"
+    flock "$LOCK"
 }
 
 # The kernel first: it takes longest, so what is wrong with it shows before a coffee, not after.
