@@ -21,7 +21,8 @@ use tracing::{error, warn};
 use crate::limits::CONTAINER_RLIMITS;
 use crate::log::{self, Role};
 use crate::paths;
-use crate::sys::{clone, descriptors, keyring, mount_root, signals};
+use crate::sys::fsmount::is_mount_root;
+use crate::sys::{clone, descriptors, keyring, signals};
 
 /// Shells' status for a program that is there and cannot be executed.
 const CANNOT_EXECUTE: i32 = 126;
@@ -128,5 +129,5 @@ fn overlay_root() -> Option<String> {
         .collect();
     bundles.sort();
     let mut roots = bundles.into_iter().map(|(_, bundle)| bundle.join("rootfs"));
-    roots.find(|root| mount_root::is_one(root))?.into_os_string().into_string().ok()
+    roots.find(|root| is_mount_root(root))?.into_os_string().into_string().ok()
 }

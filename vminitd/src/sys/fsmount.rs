@@ -211,9 +211,18 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
 /// again, and whether it is that mount's root. statx(2) with STATX_MNT_ID_UNIQUE (6.8; before that
 /// by one that is given again).
 pub fn mount_at(path: &Path) -> io::Result<(u64, bool)> {
+    look(path, 0)
+}
+
+/// Whether a path itself is the root of a mount; a symlink is none. statx(2) (5.8).
+pub fn is_mount_root(path: &Path) -> bool {
+    look(path, libc::AT_SYMLINK_NOFOLLOW).is_ok_and(|(_, is_root)| is_root)
+}
+
+fn look(path: &Path, flags: libc::c_int) -> io::Result<(u64, bool)> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
     // Never what would trigger an automount, nor a question to a server of files.
-    let flags = libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
+    let flags = flags | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_DONT_SYNC;
     let mask = libc::STATX_MNT_ID | STATX_MNT_ID_UNIQUE;
     let found = statx(&path, flags, mask)?;
     Ok((found.stx_mnt_id, found.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0))
@@ -232,4 +241,21 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_is_mounted_and_a_directory_in_it_or_a_link_to_it_is_not() {
+        assert!(is_mount_root(Path::new("/proc")));
+        assert!(!is_mount_root(Path::new("/proc/self/fd")));
+        assert!(!is_mount_root(Path::new("/not/there")));
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/proc", &link).unwrap();
+        assert!(!is_mount_root(&link));
+        assert_eq!(mount_at(&link).unwrap(), mount_at(Path::new("/proc")).unwrap());
+    }
 }

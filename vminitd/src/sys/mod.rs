@@ -21,7 +21,6 @@ pub mod keyring;
 pub mod loop_device;
 pub mod loopback;
 pub mod memory;
-pub mod mount_root;
 pub mod numbers;
 pub mod packet;
 pub mod pidfd;
