@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use host_shim::vm::Disk;
+
 use crate::vm::guest_share;
 
 /// A directory `name` in `directory` with these files.
@@ -46,6 +48,11 @@ pub fn root_image(directory: &Path) -> PathBuf {
     let tree = initramfs::Tree::for_root(&guest_share().join("vminitd")).expect("the guest");
     initramfs::erofs::write(&tree, &image).unwrap_or_else(|error| panic!("{error}"));
     image
+}
+
+/// Such an image as a disk of a VM.
+pub fn disk(serial: &str, path: &Path, read_only: bool) -> Disk {
+    Disk { serial: serial.parse().expect("a serial"), path: path.to_owned(), read_only }
 }
 
 fn run(command: &mut Command) {

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use host_shim::extras::{self, Extra};
 use host_shim::guest::unlimited;
-use host_shim::vm::Disk;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use qemu_tests::cli::{Vms, wait};
+use qemu_tests::images::disk;
 use qemu_tests::{Blow, Options, PATIENCE_S, Vm, guest_program, inspector, vm_test_with};
 use vminitd_protocol::pb::google::protobuf::Empty;
 
@@ -35,8 +35,7 @@ async fn until_console(vm: &Vm, text: &str) {
 
 /// A VM with this archive as its first disk.
 fn with_archive(archive: &Path, words: &str) -> Options {
-    let serial = "extras".parse().expect("a serial");
-    let disks = vec![Disk { serial, path: archive.to_owned(), read_only: true }];
+    let disks = vec![disk("extras", archive, true)];
     let append = format!("vminitd.log=info spin.extras_disk=0 {words}");
     Options { append, disks, look_for_leaks: false, ..Options::default() }
 }
@@ -178,6 +177,25 @@ fn accept_in_time(listener: &UnixListener) -> std::io::Result<(UnixStream, Socke
         return Err(std::io::ErrorKind::TimedOut.into());
     }
     listener.accept()
+}
+
+#[test]
+fn extras_disk_is_found_behind_more_disks_than_there_are_letters() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let archive = directory.path().join("extras.tar");
+    let source = directory.path().join("file");
+    std::fs::write(&source, "behind z\n").expect("new");
+    let mut bytes = Vec::new();
+    extras::write(&[Extra { source: source.clone(), place: "/srv/file".into() }], &mut bytes)
+        .expect("packed");
+    std::fs::write(&archive, &bytes).expect("new");
+    let mut options = with_archive(&archive, "spin.extras_disk=28");
+    let others = (0..28).map(|number| disk(&format!("other{number}"), &source, true));
+    options.disks = others.chain(options.disks).collect();
+    vm_test_with(options, async |vm| {
+        until_console(vm, "extras: ").await;
+        assert_eq!(sh(vm, "cat /guest/srv/file").await, "behind z\n");
+    });
 }
 
 #[test]

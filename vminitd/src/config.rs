@@ -40,7 +40,7 @@ pub struct Config {
     /// The VM's host name.
     pub hostname: String,
     /// Which disk, from 0 on, has a tar archive of files for the guest.
-    pub extras_disk: Option<u8>,
+    pub extras_disk: Option<u16>,
     /// Extract them again for each agent.
     pub extras_force: bool,
     /// From serving to the look for an injected supervisor.
@@ -274,8 +274,8 @@ const IP: &str = "ip=";
 /// What a key on the kernel command line starts with.
 const CMDLINE_PREFIX: &str = "vminitd.";
 
-/// Disks that have one letter: /dev/vda to /dev/vdz.
-const DISK_LETTERS: u8 = 26;
+/// Disks with one letter and with two: /dev/vda to /dev/vdzz.
+const DISK_NAMES: u16 = 26 + 26 * 26;
 
 /// The same of what spinbox's host says.
 const SPIN_PREFIX: &str = "spin.";
@@ -350,7 +350,7 @@ impl Config {
     fn apply_spin(&mut self, word: &str, key: &str, value: &str) {
         let understood = match (key, value) {
             ("extras_disk", index) => {
-                let index = index.parse().ok().filter(|index| *index < DISK_LETTERS);
+                let index = index.parse().ok().filter(|index| *index < DISK_NAMES);
                 self.extras_disk = index.or(self.extras_disk);
                 index.is_some()
             }
@@ -460,7 +460,7 @@ mod tests {
         let config = parse("spin.extras_disk=1 spin.extras_force spin.metadata_addr=x", &[]);
         assert_eq!((config.extras_disk, config.extras_force), (Some(1), true));
         assert_eq!(config.complaints, Vec::<String>::new());
-        let config = parse("spin.extras_disk=26 spin.extras_disk=-1 spin.extras_force=x", &[]);
+        let config = parse("spin.extras_disk=702 spin.extras_disk=-1 spin.extras_force=x", &[]);
         assert_eq!((config.extras_disk, config.extras_force), (None, false));
         assert_eq!(config.complaints.len(), 3);
     }

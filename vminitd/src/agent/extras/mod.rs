@@ -36,7 +36,7 @@ pub async fn extract(agent: &Agent) {
     if Path::new(paths::EXTRAS_DONE).exists() && !agent.config.extras_force {
         return;
     }
-    let source = Source::Name(format!("vd{}", char::from(b'a' + index)));
+    let source = Source::Name(disk_name(index));
     let device = match find(&source, DEVICE_PATIENCE).await {
         Ok(device) => device,
         Err(error) => {
@@ -49,6 +49,15 @@ pub async fn extract(agent: &Agent) {
         Ok(Ok(outcome)) => tell(&outcome),
         Ok(Err(error)) => error!(%error, "no extras"),
         Err(defect) => error!(%defect, "no extras"),
+    }
+}
+
+/// The kernel's name of the disk with this index: `vda` to `vdz`, then `vdaa` to `vdzz`.
+fn disk_name(index: u16) -> String {
+    let letter = |index: u16| char::from(b'a' + (index % 26) as u8);
+    match index / 26 {
+        0 => format!("vd{}", letter(index)),
+        round => format!("vd{}{}", letter(round - 1), letter(index)),
     }
 }
 
@@ -70,6 +79,20 @@ fn tell(outcome: &Outcome) {
         None => info!("extras: {written} entries, {refused} refused"),
         Some(why) => {
             error!("extras: {written} entries, {refused} refused; not read further: {why}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::disk_name;
+
+    #[test]
+    fn disks_have_the_kernels_names_also_behind_z() {
+        let named =
+            [(0, "vda"), (25, "vdz"), (26, "vdaa"), (51, "vdaz"), (52, "vdba"), (701, "vdzz")];
+        for (index, name) in named {
+            assert_eq!(disk_name(index), name);
         }
     }
 }
