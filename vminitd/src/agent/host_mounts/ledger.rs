@@ -92,14 +92,15 @@ impl Ledger {
     /// of the place's last directories are missing.
     pub fn begin(&mut self, spec: &Spec, place: &Path, seen: u64, missing: usize) -> Begin {
         let found = self.entries.iter().position(|entry| entry.place == place);
+        let mut made = missing;
         if let Some(found) = found {
             let entry = &self.entries[found];
             match entry.state {
                 State::There { mount } if mount == seen => {
                     return if entry.spec == *spec { Begin::There } else { Begin::Another };
                 }
-                // Somebody else has taken it away.
-                State::There { .. } => drop(self.entries.remove(found)),
+                // Somebody else has taken it away, but not what it lay on.
+                State::There { .. } => made = made.max(self.entries.remove(found).made),
                 State::Making { .. } | State::Leaving { .. } => return Begin::Busy,
             }
         }
@@ -108,7 +109,7 @@ impl Ledger {
         }
         let (spec, place) = (spec.clone(), place.to_owned());
         let state = State::Making { before: seen };
-        self.entries.push(Entry { spec, place, made: missing, state });
+        self.entries.push(Entry { spec, place, made, state });
         Begin::Make
     }
 
@@ -140,9 +141,18 @@ impl Ledger {
         }
     }
 
-    /// It is gone, or never came.
+    /// It is gone, or never came. Directories that were made for it and that others lie in go with the last of these.
     pub fn forget(&mut self, place: &Path) {
-        self.entries.retain(|entry| entry.place != place);
+        let Some(found) = self.entries.iter().position(|entry| entry.place == place) else {
+            return;
+        };
+        let gone = self.entries.remove(found);
+        let left: Vec<&Path> = gone.place.ancestors().take(gone.made).collect();
+        for entry in &mut self.entries {
+            // Only what lies right above what was made for this one: what is in between is somebody else's.
+            let above = entry.place.ancestors().skip(entry.made);
+            entry.made += above.take_while(|directory| left.contains(directory)).count();
+        }
     }
 
     /// Where mounts are, in order.
@@ -202,6 +212,27 @@ mod tests {
 
     fn place(name: u8) -> PathBuf {
         PathBuf::from(format!("mnt/{name}"))
+    }
+
+    #[test]
+    fn directories_go_with_the_last_mount_that_lies_in_them() {
+        let mut ledger = Ledger::default();
+        let places = ["run/x/a", "run/x/b", "run/x/other/c", "elsewhere/d"].map(PathBuf::from);
+        // x and a, b, c (somebody else made `other`), elsewhere and d.
+        for (place, missing) in places.iter().zip([2, 1, 1, 2]) {
+            assert_eq!(ledger.begin(&spec(1), place, 7, missing), Begin::Make);
+            ledger.made(place, 8);
+        }
+        let mut made = |forgotten: usize, left: usize| {
+            ledger.forget(&places[forgotten]);
+            match ledger.clone().leave(&places[left]) {
+                Leave::Go { made, .. } => made,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(made(0, 1), 2, "x goes with b now");
+        assert_eq!(made(3, 2), 1, "`other` is no part of it");
+        assert_eq!(made(3, 1), 2);
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl HostMounts {
     async fn mount(&self, agent: &Arc<Agent>, wanted: Wanted) -> Result<bool, RpcError> {
         let Wanted { spec, planned } = wanted;
         let place = planned.place.clone();
-        loop {
+        let missing = loop {
             let settled = self.settled.notified();
             tokio::pin!(settled);
             settled.as_mut().enable();
@@ -138,10 +138,14 @@ impl HostMounts {
                     return Err(RpcError::Exhausted("the guest has too many mounts".to_owned()));
                 }
                 Begin::Busy => settled.await,
-                Begin::Make => break,
+                Begin::Make => break missing,
             }
-        }
+        };
         let made = self.make(agent, planned).await;
+        if made.is_err() {
+            let work = Work { place: place.clone() };
+            blocking(move || work.remove(missing)).await?;
+        }
         let settle = |ledger: &mut Ledger| match &made {
             Ok(mount) => ledger.made(&place, *mount),
             Err(_) => ledger.forget(&place),

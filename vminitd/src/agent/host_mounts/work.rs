@@ -71,7 +71,8 @@ impl Work {
         }
     }
 
-    fn remove(&self, made: usize) {
+    /// Takes away directories that were made for it.
+    pub fn remove(&self, made: usize) {
         for place in self.place.ancestors().take(made) {
             // Something else may have come to lie in it.
             if std::fs::remove_dir(Path::new("/").join(place)).is_err() {
