@@ -47,6 +47,16 @@ pub struct Wish {
     pub options: Option<Any>,
 }
 
+/// A mount of a root filesystem's list.
+pub fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        r#type: kind.to_owned(),
+        source: source.to_owned(),
+        target: String::new(),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+    }
+}
+
 impl Wish {
     /// The default container with these arguments.
     pub fn new(args: &[&str]) -> Self {

@@ -21,12 +21,15 @@ mod steady;
 mod vm;
 
 pub use blow::Blow;
-pub use container::{ALL_CAPABILITIES, Exit, Running, Task, Wish};
+pub use container::{ALL_CAPABILITIES, Exit, Running, Task, Wish, mount};
 pub use exec::{Exec, ExecWish, RunningExec};
 pub use leaks::{Listing, inspector};
 pub use rootfs::{guest_program, rootfs};
 pub use steady::{Ended, Life, Steady};
-pub use vm::{Options, ROOTFS_TAG, Vm, guest_share, vm_test, vm_test_on_each_medium, vm_test_with};
+pub use vm::{
+    Options, ROOTFS_TAG, Vm, guest_share, vm_test, vm_test_on_each_medium,
+    vm_test_on_each_medium_in_test_all, vm_test_with,
+};
 
 /// A deadline against hanging, in seconds: generous, because emulation is slow and CI's cores are shared.
 pub const PATIENCE_S: u64 = 120;

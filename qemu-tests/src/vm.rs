@@ -120,6 +120,16 @@ pub fn vm_test_on_each_medium(options: Options, test: impl AsyncFn(&Vm)) {
     }
 }
 
+/// The same, but on the second medium only where `VMINITD_TEST_MEDIA=all` asks for it, as `./dev test-all` does: for what
+/// differs so little there that a VM more at each change does not pay.
+pub fn vm_test_on_each_medium_in_test_all(options: Options, test: impl AsyncFn(&Vm)) {
+    let all = std::env::var_os("VMINITD_TEST_MEDIA").is_some_and(|media| media == "all");
+    match all {
+        true => vm_test_on_each_medium(options, test),
+        false => vm_test_with(options, async |vm| test(vm).await),
+    }
+}
+
 impl Vm {
     /// Boots, and waits until the guest serves.
     pub async fn boot(options: Options) -> Self {
@@ -243,6 +253,11 @@ impl Vm {
     /// The guest's node of the disk `index` of [`Options::disks`], of the first two dozen.
     pub fn disk_node(&self, index: u8) -> String {
         format!("/dev/vd{}", char::from(b'a' + self.first_disk + index))
+    }
+
+    /// Whether it boots from a read-only root, where only /run, /tmp and /dev have new directories.
+    pub fn has_erofs_root(&self) -> bool {
+        self.first_disk > 0
     }
 
     /// A new connection, for example after the agent was killed; events go on behind the last one recorded.

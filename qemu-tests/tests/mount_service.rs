@@ -4,7 +4,9 @@
 //! inside; the agent is killed between any two calls.
 
 use host_shim::guest::unlimited;
-use qemu_tests::{Blow, Options, Vm, Wish, inspector, vm_test, vm_test_on_each_medium};
+use qemu_tests::{
+    Blow, Options, Vm, Wish, inspector, vm_test_on_each_medium, vm_test_on_each_medium_in_test_all,
+};
 use serde_json::json;
 use ttrpc::Code;
 use vminitd_protocol::pb::containerd::vminitd::services::mount::v1::{
@@ -118,22 +120,21 @@ fn mounts_of_the_service_are_made_once_and_go_in_reverse_also_under_another_agen
 
 #[test]
 fn mounts_in_use_stay_when_all_are_to_go_and_the_others_go() {
-    vm_test(async |vm| {
-        let list = [
-            spec("tmpfs", "", "/mnt/a", &[]),
-            spec("tmpfs", "", "/mnt/b", &[]),
-            spec("tmpfs", "", "/mnt/c", &[]),
-        ];
+    vm_test_on_each_medium_in_test_all(Options::default(), async |vm| {
+        // A read-only root has no /mnt.
+        let at = if vm.has_erofs_root() { "/run/mnt" } else { "/mnt" };
+        let list = ["a", "b", "c"].map(|name| spec("tmpfs", "", &format!("{at}/{name}"), &[]));
         assert_eq!(mount(vm, &list).await, Ok(()));
         // In the guest's own mounts, as a program of the host's would.
-        let wish = inspector(&["sh", "-c", "cd /proc/1/root/mnt/b && touch in && sleep 3600"]);
+        let wish = format!("cd /proc/1/root{at}/b && touch in && sleep 3600");
+        let wish = inspector(&["sh", "-c", &wish]);
         let user = vm.create("user", wish).await.expect("create").start().await.expect("start");
-        let there = "until [ -e /proc/1/root/mnt/b/in ]; do sleep 0.1; done";
-        assert_eq!(vm.run("there", inspector(&["sh", "-c", there])).await.status, 0);
+        let there = format!("until [ -e /proc/1/root{at}/b/in ]; do sleep 0.1; done");
+        assert_eq!(vm.run("there", inspector(&["sh", "-c", &there])).await.status, 0);
         let (code, text) = unmount_all(vm).await.expect_err("a mount in use");
         assert_eq!(code, Code::UNKNOWN, "{text}");
-        assert!(text.starts_with("unmount /mnt/b, used by process "), "{text}");
-        assert_eq!(table(vm, "left").await, ["/mnt/b tmpfs"]);
+        assert!(text.starts_with(&format!("unmount {at}/b, used by process ")), "{text}");
+        assert_eq!(table(vm, "left").await, [format!("{at}/b tmpfs")]);
         drop(user);
         vm.delete_by_force("user").await;
         assert_eq!(unmount_all(vm).await, Ok(()));
@@ -143,8 +144,8 @@ fn mounts_in_use_stay_when_all_are_to_go_and_the_others_go() {
 
 #[test]
 fn request_that_cannot_be_done_leaves_nothing_and_no_link_leads_elsewhere() {
-    vm_test(async |vm| {
-        let good = spec("tmpfs", "", "/mnt/good", &[]);
+    vm_test_on_each_medium_in_test_all(Options::default(), async |vm| {
+        let good = spec("tmpfs", "", "/run/mnt/good", &[]);
         for (bad, wanted) in [
             (
                 spec("tmpfs", "", "/run/vminitd", &[]),
@@ -156,18 +157,18 @@ fn request_that_cannot_be_done_leaves_nothing_and_no_link_leads_elsewhere() {
             (spec("tmpfs", "", "/run/bundles/c/rootfs", &[]), "is the guest's own"),
             (spec("tmpfs", "", "/mnt/../proc", &[]), "is no absolute path"),
             (spec("tmpfs", "", "relative", &[]), "is no absolute path"),
-            (spec("format/tmpfs", "", "/mnt/x", &[]), "type \"format/tmpfs\" is not supported"),
-            (spec("nfs", "server:/x", "/mnt/x", &[]), "type \"nfs\" is not supported"),
-            (spec("tmpfs", "", "/mnt/x", &["remount"]), "\"remount\" is not supported"),
+            (spec("format/tmpfs", "", "/run/mnt/x", &[]), "type \"format/tmpfs\" is not supported"),
+            (spec("nfs", "server:/x", "/run/mnt/x", &[]), "type \"nfs\" is not supported"),
+            (spec("tmpfs", "", "/run/mnt/x", &["remount"]), "\"remount\" is not supported"),
         ] {
             let (code, text) = mount(vm, &[good.clone(), bad]).await.expect_err("refused");
             assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
             assert!(text.contains(wanted), "{text}");
         }
         for (bad, wanted) in [
-            (spec("tmpfs", "", "/mnt/x/y", &["colour=red"]), "colour=red"),
-            (spec("virtiofs", "no-such-tag", "/mnt/x", &[]), "mount virtiofs \"no-such-tag\""),
-            (spec("bind", "/no/such/tree", "/mnt/x", &[]), "clone the tree"),
+            (spec("tmpfs", "", "/run/mnt/x/y", &["colour=red"]), "colour=red"),
+            (spec("virtiofs", "no-such-tag", "/run/mnt/x", &[]), "mount virtiofs \"no-such-tag\""),
+            (spec("bind", "/no/such/tree", "/run/mnt/x", &[]), "clone the tree"),
         ] {
             let (code, text) = mount(vm, &[good.clone(), bad]).await.expect_err("it fails");
             assert_eq!(code, Code::UNKNOWN, "{text}");
@@ -175,19 +176,22 @@ fn request_that_cannot_be_done_leaves_nothing_and_no_link_leads_elsewhere() {
         }
         assert_eq!(table(vm, "none").await, Vec::<String>::new());
         // A container plants links on a filesystem that a later target lies on.
-        assert_eq!(mount(vm, &[spec("tmpfs", "", "/mnt/shared", &[])]).await, Ok(()));
+        assert_eq!(mount(vm, &[spec("tmpfs", "", "/run/mnt/shared", &[])]).await, Ok(()));
         let mut wish =
             Wish::sh("ln -s /run/vminitd /data/state; ln -s ../../proc /data/up; mkdir /data/real");
         let mounts = wish.spec["mounts"].as_array_mut().expect("mounts");
-        mounts.push(json!({ "destination": "/data", "type": "bind", "source": "/mnt/shared", "options": ["rbind"] }));
+        mounts.push(json!({ "destination": "/data", "type": "bind", "source": "/run/mnt/shared", "options": ["rbind"] }));
         assert_eq!(vm.run("planter", wish).await.status, 0);
-        for target in
-            ["/mnt/shared/state", "/mnt/shared/state/x", "/mnt/shared/up", "/mnt/shared/up/sys"]
-        {
+        for target in [
+            "/run/mnt/shared/state",
+            "/run/mnt/shared/state/x",
+            "/run/mnt/shared/up",
+            "/run/mnt/shared/up/sys",
+        ] {
             let (_, text) = mount(vm, &[spec("tmpfs", "", target, &[])]).await.expect_err("a link");
             assert!(text.contains("Too many levels of symbolic links"), "{target}: {text}");
         }
-        assert_eq!(mount(vm, &[spec("tmpfs", "", "/mnt/shared/real/x", &[])]).await, Ok(()));
+        assert_eq!(mount(vm, &[spec("tmpfs", "", "/run/mnt/shared/real/x", &[])]).await, Ok(()));
         assert_eq!(unmount_all(vm).await, Ok(()));
         assert_eq!(table(vm, "after").await, Vec::<String>::new());
     });

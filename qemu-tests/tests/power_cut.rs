@@ -14,15 +14,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use host_shim::container::shared_rootfs;
-use host_shim::vm::Disk;
-use qemu_tests::images::ext4;
-use qemu_tests::{Options, Vm, Wish, sha256};
+use qemu_tests::images::{disk, ext4};
+use qemu_tests::{Options, Vm, Wish, mount, sha256};
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
-use vminitd_protocol::pb::containerd::types::Mount;
 
 /// How long after Delete's answer the power goes.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// So many cuts have one of a guest with an erofs root among them.
+const ON_SECOND_MEDIUM: u32 = 4;
 
 /// Writes, tells each sum once the file is synced, and makes a mess beside it that nobody promised to keep.
 const WRITER: &str = "i=0; while :; do
@@ -61,19 +62,19 @@ fn cut_repeatedly(times: u32) {
         state ^= state >> 7;
         state ^= state << 17;
         let pause = Duration::from_millis(state % 1500);
-        synced += runtime.block_on(cut(round, pause));
+        let erofs_root = round % ON_SECOND_MEDIUM == 0;
+        synced += runtime.block_on(cut(round, pause, erofs_root));
     }
     println!("{times} cuts; {synced} files were synced before one");
     assert!(synced > 0, "nothing was written beside");
 }
 
 /// One VM, one cut; returns how many files the writer had told.
-async fn cut(round: u32, pause: Duration) -> usize {
+async fn cut(round: u32, pause: Duration, erofs_root: bool) -> usize {
     let directory = tempfile::tempdir().expect("a directory");
     let image = ext4(directory.path(), "state", None, 64);
-    let disk =
-        Disk { serial: "state".parse().expect("a serial"), path: image.clone(), read_only: false };
-    let options = Options { disks: vec![disk], look_for_leaks: false, ..Options::default() };
+    let disks = vec![disk("state", &image, false)];
+    let options = Options { disks, erofs_root, look_for_leaks: false, ..Options::default() };
     let vm = Vm::boot(options).await;
 
     let told = Arc::new(Mutex::new(Vec::new()));
@@ -110,11 +111,7 @@ async fn cut(round: u32, pause: Duration) -> usize {
 fn on_disk(id: &str, script: &str) -> Wish {
     let bundle = format!("/run/bundles/{id}");
     let mut mounts = shared_rootfs(qemu_tests::ROOTFS_TAG, &bundle);
-    mounts[1] = Mount {
-        r#type: "ext4".to_owned(),
-        source: "serial:state".to_owned(),
-        ..Default::default()
-    };
+    mounts[1] = mount("ext4", "serial:state", &[]);
     for option in &mut mounts[2].options {
         *option = option.replace("mounts/1/", &format!("mounts/1/{id}-"));
     }

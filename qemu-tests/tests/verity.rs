@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use host_shim::vm::Disk;
-use qemu_tests::{Options, PATIENCE_S, Vm, Wish, images, inspector, noise, vm_test_on_each_medium};
+use qemu_tests::images::{self, disk};
+use qemu_tests::{Options, PATIENCE_S, Vm, Wish, inspector, mount, noise, vm_test_on_each_medium};
 use tokio::time::timeout;
-use vminitd_protocol::pb::containerd::types::Mount;
 
 use crate::disks::root;
 
@@ -39,21 +38,9 @@ fn tree(directory: &Path) -> PathBuf {
     tree
 }
 
-fn disk(serial: &str, path: &Path) -> Disk {
-    Disk { serial: serial.parse().expect("a serial"), path: path.to_owned(), read_only: true }
-}
-
 fn wish(kind: &str, serial: &str, options: &[String], script: &str) -> Wish {
-    let mount = Mount {
-        r#type: kind.to_owned(),
-        source: format!("serial:{serial}"),
-        target: String::new(),
-        options: options
-            .iter()
-            .map(|option| format!("X-vminitd.verity.{option}"))
-            .chain(["ro".to_owned()])
-            .collect(),
-    };
+    let mut mount = mount(kind, &format!("serial:{serial}"), &["ro"]);
+    mount.options.extend(options.iter().map(|option| format!("X-vminitd.verity.{option}")));
     Wish { mounts: Some(vec![mount]), ..Wish::new(&["/bin/busybox", "sh", "-c", script]) }
 }
 
@@ -101,12 +88,12 @@ fn layer_is_what_its_root_hash_says_or_is_refused() {
     let beginning = at.join("beginning.erofs");
     fs::write(&beginning, &first).expect("a new file");
     let disks = vec![
-        disk("erofs", &erofs),
-        disk("ext4", &ext4),
-        disk("apart", &apart),
-        disk("apart-tree", &apart_tree),
-        disk("broken", &broken),
-        disk("beginning", &beginning),
+        disk("erofs", &erofs, true),
+        disk("ext4", &ext4, true),
+        disk("apart", &apart, true),
+        disk("apart-tree", &apart_tree, true),
+        disk("broken", &broken, true),
+        disk("beginning", &beginning, true),
     ];
     let sum = qemu_tests::sha256(&big);
     vm_test_on_each_medium(Options { disks, ..Options::default() }, async |vm| {
