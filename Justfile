@@ -12,7 +12,7 @@ test *FILTER: (_setup "rust" "vm" "busybox" "disks" "containerd") _build
     @scripts/test.sh "$@"
 
 # `test` with the tests of disks on both of the guest's media, then what takes too long for every change
-test-all: (_setup "rust" "vm" "busybox" "disks") _build && kernel-check soak fuzz
+test-all: (_setup "rust" "vm" "busybox" "disks" "containerd") _build && kernel-check soak fuzz
     @VMINITD_TEST_MEDIA=all scripts/test.sh
 
 # Feed the parsers of what comes from outside with random input, a minute each; `./dev fuzz --seconds 600 mount_options` one of them
