@@ -303,7 +303,7 @@ fn layers(directory: &TempDir, count: usize) -> Vec<PathBuf> {
 fn stacked(id: &str, sources: Vec<String>) -> Wish {
     let mut mounts: Vec<Mount> =
         sources.iter().map(|source| mount("erofs", source, &["ro"])).collect();
-    mounts.push(mount("erofs", "serial:root", &["ro"]));
+    mounts.push(mount("erofs", "serial:base", &["ro"]));
     let lower: Vec<String> =
         (0..mounts.len()).map(|index| format!("/run/bundles/{id}/mounts/{index}")).collect();
     mounts.push(mount("overlay", "overlay", &[&format!("lowerdir={}", lower.join(":"))]));
@@ -317,7 +317,7 @@ fn hundred_layers_are_partitions_of_one_disk_or_as_many_disks_as_there_are_slots
     let at = directory.path();
     let layers = layers(&directory, LAYERS);
     let mut all = vec![
-        disk("root", &erofs_root(at, "root"), true),
+        disk("base", &erofs_root(at, "root"), true),
         disk("packed", &packed(at, "packed", &layers), true),
     ];
     let few = layers.iter().take(DISKS).enumerate();

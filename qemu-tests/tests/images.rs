@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use qemu_tests::images::{erofs, ext4, layer, root_image};
-use qemu_tests::{cli, guest_share, rootfs};
+use qemu_tests::{cli, guest_share, inspector, rootfs, vm_test};
 
 fn vminitctl(args: &[&str]) -> Command {
     let mut command = Command::new(cli::vminitctl());
@@ -241,4 +241,44 @@ fn check_kernel_finds_nothing_lacking_in_our_guest() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("/proc/config.gz") && text.contains("nothing is lacking"), "{text}");
+}
+
+/// A kernel whose configuration cannot be read: nothing is said to be lacking that the kernel itself shows to be there.
+#[test]
+fn check_kernel_asks_the_kernel_where_there_is_no_configuration() {
+    vm_test(async |vm| {
+        let mut wish = inspector(&["sh", "-c", "chroot /guest /init --check-kernel; exit $?"]);
+        wish.spec["linux"]["maskedPaths"] = serde_json::json!(["/guest/proc/config.gz"]);
+        let exit = vm.run("check", wish).await;
+        let text = exit.text();
+        assert_eq!(exit.status, 0, "{text}{}", String::from_utf8_lossy(&exit.stderr));
+        assert!(text.contains("asked the kernel instead"), "{text}");
+        assert!(text.contains("not known: ") && text.contains("nothing is lacking"), "{text}");
+    });
+}
+
+/// Whatever this kernel is: what is said is in order, and the status says the same.
+#[test]
+fn check_kernel_on_any_host_says_what_is_lacking_by_its_status_too() {
+    let program = guest_share().join("vminitd");
+    let hidden = "mount -t tmpfs none /boot 2>/dev/null
+        [ ! -e /proc/config.gz ] || mount --bind /dev/null /proc/config.gz && exec \"$@\"";
+    let mut asked = Command::new("unshare");
+    asked.args(["--map-root-user", "--mount", "sh", "-c", hidden, "sh"]).arg(&program);
+    for (mut command, is_asked) in [(Command::new(&program), false), (asked, true)] {
+        let output = command.arg("--check-kernel").output().expect("it runs here");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lacking = text.lines().filter(|line| line.starts_with("  CONFIG_")).count();
+        let last = text.lines().last().unwrap_or_default();
+        match output.status.code() {
+            Some(0) => assert!(lacking == 0 && last.starts_with("nothing is lacking"), "{text}"),
+            Some(1) => {
+                assert!(lacking > 0, "{text}{stderr}");
+                assert!(last.starts_with(&format!("{lacking} of ")), "{text}");
+            }
+            other => panic!("{other:?}: {text}{stderr}"),
+        }
+        assert!(!is_asked || text.contains("asked the kernel instead"), "{text}");
+    }
 }

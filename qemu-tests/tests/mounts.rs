@@ -274,6 +274,60 @@ fn overlay_keeps_times_attributes_links_and_owners_and_its_changes_stay_on_the_d
     assert!(String::from_utf8_lossy(&output.stdout).contains("green"), "{output:?}");
 }
 
+/// Owners are 0 where they are kept, and 1000 and 2000 where they are mapped.
+#[test]
+fn ids_are_mapped_on_each_filesystem_that_does_it_and_refused_by_virtiofs() {
+    let directory = TempDir::new().expect("a directory");
+    let tree = base(directory.path());
+    with_applets(&tree);
+    let erofs = images::erofs(directory.path(), "layer", &tree);
+    let ext4 = images::ext4(directory.path(), "disk", Some(&tree), 16);
+    let squash = directory.path().join("squash");
+    run(Command::new("mksquashfs").arg(&tree).arg(&squash).args(["-quiet", "-no-progress"]));
+    let options = Options {
+        disks: vec![
+            disk("layer", &erofs, true),
+            disk("disk", &ext4, false),
+            disk("squash", &squash, true),
+        ],
+        ..Options::default()
+    };
+    vm_test_on_each_medium_in_test_all(options, async |vm| {
+        let mapped = |kind: &str, source: &str, options: &[&str]| {
+            mount(kind, source, &[options, &["uidmap=0:1000:100", "gidmap=0:2000:100"]].concat())
+        };
+        let owner = "export PATH=/bin; stat -c %u:%g /bin/busybox";
+        let layer = mount("erofs", "serial:layer", &["ro"]);
+        for (id, list) in [
+            ("erofs", vec![mapped("erofs", "serial:layer", &["ro"])]),
+            ("ext4", vec![mapped("ext4", "serial:disk", &[])]),
+            ("squashfs", vec![mapped("squashfs", "serial:squash", &["ro"])]),
+            ("bind", vec![layer.clone(), mapped("format/bind", "{{ mount 0 }}", &["ro"])]),
+        ] {
+            assert_eq!(text_of(vm, id, list, owner).await, "1000:2000\n", "{id}");
+        }
+        // On a tmpfs, whose owner writes, and the guest's root cannot: it is nobody there.
+        let tmpfs = vec![mapped("tmpfs", "", &["mode=0755"]), layer.clone()];
+        let script = "export PATH=/bin; touch /data/new; echo $?; stat -c %u:%g /data /data/*";
+        for (id, user, expected) in [
+            ("owner", [1000, 2000], "0\n1000:2000\n1000:2000\n"),
+            ("root", [0, 0], "1\n1000:2000\n"),
+        ] {
+            let mut wish = Wish::new(&["/bin/sh", "-c", script]);
+            wish.mounts = Some(tmpfs.clone());
+            wish.spec["process"]["user"] = serde_json::json!({ "uid": user[0], "gid": user[1] });
+            let data = serde_json::json!({ "destination": "/data", "type": "bind", "source": "mounts/0", "options": ["rbind"] });
+            wish.spec["mounts"].as_array_mut().expect("mounts").push(data);
+            let exit = vm.run(id, wish).await;
+            let stderr = String::from_utf8_lossy(&exit.stderr).into_owned();
+            assert_eq!(exit.text(), expected, "{id}: {stderr}");
+        }
+        let text =
+            refused(vm, "share", vec![mapped("virtiofs", qemu_tests::ROOTFS_TAG, &["ro"])]).await;
+        assert!(text.contains("map its ids"), "{text}");
+    });
+}
+
 #[test]
 fn list_that_fails_in_the_middle_leaves_nothing_and_says_why() {
     let directory = TempDir::new().expect("a directory");
