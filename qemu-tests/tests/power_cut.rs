@@ -64,6 +64,7 @@ fn cut_repeatedly(times: u32) {
         let pause = Duration::from_millis(state % 1500);
         let erofs_root = round % ON_SECOND_MEDIUM == 0;
         synced += runtime.block_on(cut(round, pause, erofs_root));
+        println!("cut {round} of {times}, {} ms into the load: all is there", pause.as_millis());
     }
     println!("{times} cuts; {synced} files were synced before one");
     assert!(synced > 0, "nothing was written beside");

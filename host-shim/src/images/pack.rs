@@ -1,8 +1,8 @@
 //! Many images as partitions of one raw disk: a file of its own, of which what the images leave out is a hole.
 //!
 //! The images are copied by copy_file_range(2), which on filesystems that share blocks between files (btrfs, XFS) takes
-//! no room and no time, and elsewhere both. Rejected: device-mapper (needs root). Not tried: a VMDK descriptor, whose
-//! extents are the images themselves: it names them by path, while QEMU here is given every file as an fd.
+//! no room and no time, and elsewhere both. Rejected: device-mapper (needs root), and a VMDK whose extents are the
+//! images themselves (docs/images.md).
 //!
 //! Owns: the file, which is gone when [`Packed`] is. Promises: the images are not written.
 //! Never: packs what is written to.
