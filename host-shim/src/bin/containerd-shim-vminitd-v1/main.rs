@@ -27,7 +27,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use life::failure::chain;
-use life::{Settings, Shim, share};
+use life::{Settings, Shim, hooks, share};
 use protocol::flags::{self, Flags};
 use protocol::publish::{Publisher, Target};
 use protocol::{delete, info, log, service, start};
@@ -61,6 +61,9 @@ fn run(mut flags: Flags) -> Result<(), String> {
             print(told.as_bytes())
         }
         Some("delete") => print(&delete::delete(&flags.bundle)),
+        Some(hooks::HOLD) => {
+            io::copy(&mut io::stdin(), &mut io::sink()).map(drop).map_err(|error| chain(&error))
+        }
         None => serve(flags).map_err(|error| chain(&error)),
         Some(other) => Err(format!("unknown action {other:?}; start and delete are known")),
     }

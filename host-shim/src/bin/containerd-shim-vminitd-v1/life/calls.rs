@@ -7,14 +7,15 @@
 use std::sync::Arc;
 
 use host_shim::guest::{CallError, Guest, unlimited};
+use tracing::warn;
 use ttrpc::Code;
 use vminitd_protocol::pb::containerd::task::v3::*;
 use vminitd_protocol::pb::containerd::v1::types::Status;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
 
 use super::create::connect;
-use super::failure::Failure;
-use super::process::Process;
+use super::failure::{Failure, chain};
+use super::process::{Container, Process};
 use super::shim::Shim;
 use super::stdio::{Stdio, Wish};
 use crate::protocol::delete::{Exit, killed};
@@ -87,7 +88,7 @@ impl Shim {
             }
             state => state?,
         };
-        let Wish { stdin, stdout, stderr, terminal } = process.wish.clone();
+        let Wish { stdin, stdout, stderr, terminal, .. } = process.wish.clone();
         Ok(StateResponse {
             id: container.id.clone(),
             bundle: container.bundle.display().to_string(),
@@ -133,6 +134,7 @@ impl Shim {
             process.set_pid(pid);
             process.set_started();
             if process.exec.is_empty() {
+                run_hooks(&container, "poststart", "running").await;
                 sandbox.started.send_if_modified(|id| {
                     let first = id.is_none();
                     id.get_or_insert_with(|| container.id.clone());
@@ -156,6 +158,8 @@ impl Shim {
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
             terminal: request.terminal,
+            container: request.id.clone(),
+            namespace: self.settings.namespace.clone(),
         };
         let process = Arc::new(Process::new(request.exec_id.clone(), wish, Stdio::default()));
         if !container.add(process.clone()) {
@@ -263,6 +267,7 @@ impl Shim {
         if process.exec.is_empty() {
             self.release(&self.vm()?, &container.id, &container.disks).await;
             self.remove(&container.id);
+            run_hooks(&container, "poststop", "stopped").await;
         } else {
             container.remove(&process.exec);
         }
@@ -274,6 +279,15 @@ impl Shim {
         let task_pid = self.container(&request.id).map_or(0, |container| container.init.pid());
         let version = env!("CARGO_PKG_VERSION").to_owned();
         ConnectResponse { shim_pid: std::process::id(), task_pid, version }
+    }
+}
+
+/// Those that come too late to be refused.
+async fn run_hooks(container: &Container, kind: &str, status: &str) {
+    if let Some(hooks) = &container.hooks
+        && let Err(error) = hooks.run(kind, status).await
+    {
+        warn!(container = container.id, error = chain(&error), "a hook failed");
     }
 }
 

@@ -25,6 +25,7 @@ use vminitd_protocol::pb::vminitd::options::v1::Options;
 
 use super::events;
 use super::failure::{Failure, chain};
+use super::hooks::{HookError, Hooks};
 use super::process::{Container, Process};
 use super::rootfs::{Image, Rootfs, on_disks};
 use super::sandbox::{Sandbox, Wish, bind_mount, serial};
@@ -73,7 +74,14 @@ impl Shim {
         let share = on_host || !binds.is_empty();
         let (sandbox, disks) =
             self.sandbox_for(&bundle, &request, &config, &options, &rootfs, share).await?;
-        let given = Given { disks, binds, files };
+        let hooks = match before_start(&config, &request.id, &bundle).await {
+            Ok(hooks) => hooks,
+            Err(error) => {
+                self.release(&sandbox, &request.id, &[]).await;
+                return Err(Failure::failed(&error));
+            }
+        };
+        let given = Given { disks, binds, files, hooks };
         let placed = self.place(&sandbox, &request, &bundle, &rootfs, &mut config, given).await;
         let made = match placed {
             Ok(placed) => self.make(&sandbox, request.clone(), bundle, config, placed).await,
@@ -165,7 +173,7 @@ impl Shim {
         };
         let pids: Vec<u32> = self.containers().iter().map(|other| other.init.pid()).collect();
         spec::change(config, &places, Around { pids: &pids, network: sandbox.network });
-        Ok(Placed { mounts, disks: given.disks, files: given.files })
+        Ok(Placed { mounts, disks: given.disks, files: given.files, hooks: given.hooks })
     }
 
     async fn make(
@@ -181,10 +189,18 @@ impl Shim {
             stdout: request.stdout,
             stderr: request.stderr,
             terminal: request.terminal,
+            container: request.id.clone(),
+            namespace: self.settings.namespace.clone(),
         };
         let init = Process::new(String::new(), wish, Stdio::default());
-        let container =
-            Container::new(request.id.clone(), bundle, request.rootfs, init, placed.disks);
+        let container = Container::new(
+            request.id.clone(),
+            bundle,
+            request.rootfs,
+            init,
+            placed.disks,
+            placed.hooks,
+        );
         let container = Arc::new(container);
         // Before the guest has it: its event may be faster than the answer.
         self.add(container.clone());
@@ -217,11 +233,22 @@ impl Shim {
     }
 }
 
+/// The hooks that come before the container, run.
+async fn before_start(config: &Value, id: &str, bundle: &Path) -> Result<Option<Hooks>, HookError> {
+    let hooks = Hooks::of(config, id, bundle)?;
+    if let Some(hooks) = &hooks {
+        hooks.run("prestart", "creating").await?;
+        hooks.run("createRuntime", "creating").await?;
+    }
+    Ok(hooks)
+}
+
 /// What a container is to have.
 struct Given {
     disks: Vec<Serial>,
     binds: Vec<Bind>,
     files: Vec<(String, Vec<u8>)>,
+    hooks: Option<Hooks>,
 }
 
 /// What it has.
@@ -229,6 +256,7 @@ struct Placed {
     mounts: Vec<Mount>,
     disks: Vec<Serial>,
     files: Vec<(String, Vec<u8>)>,
+    hooks: Option<Hooks>,
 }
 
 type OnHost = (Option<String>, Vec<(usize, String)>);

@@ -9,10 +9,14 @@
 //!
 //! Owns: all that a task has on the host. Never: knows how containerd calls.
 
+mod around;
 mod calls;
+mod cgroup;
 mod create;
 mod events;
 pub mod failure;
+pub mod hooks;
+mod logger;
 mod process;
 mod rootfs;
 mod sandbox;

@@ -9,6 +9,7 @@ use host_shim::vm::Serial;
 use tokio::sync::watch;
 use vminitd_protocol::pb::containerd::types::Mount;
 
+use super::hooks::Hooks;
 use super::stdio::{Stdio, Wish};
 use crate::protocol::delete::Exit;
 
@@ -111,6 +112,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// Disks that were attached for it, and go with it.
     pub disks: Vec<Serial>,
+    /// Programs of the host that its config wants run.
+    pub hooks: Option<Hooks>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
@@ -122,9 +125,10 @@ impl Container {
         rootfs: Vec<Mount>,
         init: Process,
         disks: Vec<Serial>,
+        hooks: Option<Hooks>,
     ) -> Self {
         let init = Arc::new(init);
-        Self { id, bundle, rootfs, init, disks, execs: Mutex::default() }
+        Self { id, bundle, rootfs, init, disks, hooks, execs: Mutex::default() }
     }
 
     /// The process of that name.

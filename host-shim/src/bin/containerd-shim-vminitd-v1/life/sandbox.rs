@@ -4,6 +4,7 @@
 //! Promises: a boot that fails tells why in the guest's own words, and leaves nothing; the end of the VM is known at
 //! once. Never: knows of containers.
 
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use host_shim::container::user_network;
 use host_shim::ctl::{self, About};
+use host_shim::dials;
 use host_shim::guest::{
     BOOT_DEADLINE, CallError, Guest, NotServing, Ports, SteadyGuest, unlimited,
 };
@@ -32,6 +34,8 @@ use vminitd_protocol::pb::containerd::vminitd::services::mount::v1::{MountAllReq
 use vminitd_protocol::pb::vminitd::options::v1::Options;
 use vminitd_protocol::pb::vminitd::v1::WaitNetworkRequest;
 
+use super::around::{self, AroundError};
+use super::cgroup::Cgroup;
 use super::rootfs::Image;
 use super::share::{GUEST_SHARE, MountError, ShareRoot, TAG};
 use super::size::{Size, SizeError};
@@ -42,6 +46,9 @@ pub const CONTROL: &str = "ctl.sock";
 
 /// What the guest has printed, in the bundle.
 const CONSOLE: &str = "console.log";
+
+/// Files for the guest itself, in the bundle.
+const EXTRAS: &str = "extras.tar";
 
 /// The shared root, in the bundle.
 const SHARE: &str = "share";
@@ -63,6 +70,9 @@ pub struct Sandbox {
     pub started: watch::Sender<Option<String>>,
     disks: AtomicU32,
     control: JoinHandle<()>,
+    dials: JoinHandle<()>,
+    /// On the host.
+    pub cgroup: Cgroup,
 }
 
 /// What a VM is made for.
@@ -107,6 +117,9 @@ pub enum SandboxError {
     /// A port to publish.
     #[error("io.vminitd.publish")]
     Publish(#[from] NicError),
+    /// What annotations put around it.
+    #[error(transparent)]
+    Around(#[from] AroundError),
     /// All in all.
     #[error(transparent)]
     Description(#[from] DescriptionError),
@@ -137,10 +150,16 @@ impl Sandbox {
             true => Some(ShareRoot::make(wish.bundle.join(SHARE))?),
             false => None,
         };
-        let description = describe(&wish, share.as_ref())?;
+        let sockets = around::dials(wish.config)?;
+        let description = describe(&wish, share.as_ref(), &sockets)?;
+        let cgroup = Cgroup::enter(wish.config, wish.size.memory.bytes(), wish.bundle);
         let options = BootOptions { vmm: locate::vmm()?, console: wish.bundle.join(CONSOLE) };
-        let machine = Machine::boot(description, options).await.map_err(SandboxError::Boot)?;
+        let (machine, dialled) =
+            Machine::boot_with_dials(description, options).await.map_err(SandboxError::Boot)?;
         let machine = Arc::new(machine);
+        let tell =
+            |port, path: &Path, error| warn!(port, ?path, %error, "the guest's dial is refused");
+        let dials = tokio::spawn(dials::serve(dialled, sockets, tell));
         info!(
             vmm = machine.vmm_pid(),
             qemu = machine.qemu_pid(),
@@ -182,7 +201,7 @@ impl Sandbox {
             .map_err(SandboxError::Control)?;
         let disks = AtomicU32::new(u32::try_from(wish.images.len()).unwrap_or(u32::MAX));
         let network = network(wish.config)?.is_some();
-        Ok(Self { machine, guest, share, network, started, disks, control })
+        Ok(Self { machine, guest, share, network, started, disks, control, dials, cgroup })
     }
 
     /// Waits until the guest's network is as it is to be; what takes too long is told to the log.
@@ -214,6 +233,7 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         self.control.abort();
+        self.dials.abort();
     }
 }
 
@@ -229,7 +249,11 @@ pub fn tell_tail(machine: &Machine) {
     }
 }
 
-fn describe(wish: &Wish<'_>, share: Option<&ShareRoot>) -> Result<Description, SandboxError> {
+fn describe(
+    wish: &Wish<'_>,
+    share: Option<&ShareRoot>,
+    dials: &BTreeMap<u32, PathBuf>,
+) -> Result<Description, SandboxError> {
     let annotation = |name: &str| wish.config["annotations"][name].as_str();
     let said = |name: &str, option: &str| {
         let option = (!option.is_empty()).then(|| option.to_owned());
@@ -254,6 +278,14 @@ fn describe(wish: &Wish<'_>, share: Option<&ShareRoot>) -> Result<Description, S
         nics.push(user_network::nic(published));
         cmdline = format!("{} {cmdline}", user_network::word());
     }
+    let mut disks: Vec<Disk> = wish.images.iter().enumerate().map(disk).collect();
+    let extras = around::extras(wish.config)?;
+    if !extras.is_empty() {
+        let path = wish.bundle.join(EXTRAS);
+        around::pack(&extras, &path)?;
+        cmdline = format!("{cmdline} spin.extras_disk={}", disks.len());
+        disks.push(Disk { serial: "extras".to_owned().try_into()?, path, read_only: true });
+    }
     let draft = Draft {
         name: name(wish.id).try_into()?,
         kernel: locate::kernel(path("io.vminitd.kernel", &wish.options.kernel))?,
@@ -262,8 +294,8 @@ fn describe(wish: &Wish<'_>, share: Option<&ShareRoot>) -> Result<Description, S
         memory: wish.size.memory,
         cpus: wish.size.cpus,
         guest_cid: Default::default(),
-        guest_dials: Default::default(),
-        disks: wish.images.iter().enumerate().map(disk).collect(),
+        guest_dials: dials.keys().copied().collect(),
+        disks,
         hotplug_slots: Default::default(),
         nics,
         shares: share

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OnceCell, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 use vminitd_protocol::pb::containerd::task::v3::{DeleteRequest, KillRequest, ShutdownRequest};
 
@@ -26,6 +26,12 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// How long containerd may take to hear them.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long a shim without a container waits for one.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+
+/// How often it looks.
+const IDLE_STEP: Duration = Duration::from_secs(10);
 
 /// What a shim is told at its start.
 #[derive(Clone, Debug)]
@@ -166,9 +172,21 @@ impl Shim {
         }
     }
 
-    /// Returns when nothing is left to be served.
+    /// Returns when nothing is left to be served: as containerd says, or because there has been no container for so long
+    /// that it must have forgotten us, as when it was killed between two calls.
     pub async fn finished(&self) {
-        self.done.notified().await;
+        let forgotten = async {
+            let mut idle = Duration::ZERO;
+            while idle < FORGOTTEN {
+                sleep(IDLE_STEP).await;
+                let busy = !self.containers().is_empty() || !lock(&self.reserved).is_empty();
+                idle = if busy { Duration::ZERO } else { idle + IDLE_STEP };
+            }
+        };
+        tokio::select! {
+            () = self.done.notified() => {}
+            () = forgotten => info!("no container for {} s: the shim ends by itself", FORGOTTEN.as_secs()),
+        }
     }
 
     /// Ends all containers, the VM, and what containerd has not heard of it.
@@ -182,6 +200,7 @@ impl Shim {
             }
             self.stopping.send_replace(true);
             sandbox.machine.kill().await;
+            sandbox.cgroup.leave();
         }
         let _ = timeout(LAST_WORDS, self.publisher.flushed()).await;
     }

@@ -19,7 +19,7 @@ use host_shim::container::user_network::FILES;
 use serde_json::{Value, json};
 
 /// Hooks that run on the host, in the runtime's namespaces (config.md of the OCI runtime specification).
-const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
+pub const HOST_HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
 
 /// A pod's memory that is shared between processes, in the guest.
 pub const GUEST_SHM: &str = "/run/shm";

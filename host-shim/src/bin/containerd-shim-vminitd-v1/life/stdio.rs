@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use super::logger::Program;
 use super::process::lock;
 
 /// Bytes that are moved at once.
@@ -49,6 +50,10 @@ pub struct Wish {
     pub stderr: String,
     /// All is one terminal's.
     pub terminal: bool,
+    /// Whose it is, for a program that takes output.
+    pub container: String,
+    /// The same.
+    pub namespace: String,
 }
 
 /// The same for the guest.
@@ -68,6 +73,7 @@ enum End {
     Null,
     Fifo(PathBuf),
     File(PathBuf),
+    Program(Program),
 }
 
 /// Stdio cannot be connected.
@@ -167,11 +173,38 @@ impl Stdio {
             let state = Mutex::new(InputState::Waiting { stream, closed: false });
             stdio.input = Some(Input { path, state });
         }
-        stdio.stdout = output(guest, &wish.stdout, &mut uris.stdout).await?;
-        if !wish.terminal && wish.stderr == wish.stdout {
+        let same = wish.stderr == wish.stdout;
+        let (stdout, stderr) = match end(&wish.stdout)? {
+            // One program, that tells the two apart.
+            End::Program(program) => {
+                let started = program.start(&wish.container, &wish.namespace).await;
+                let (stdout, stderr) = started
+                    .map_err(|source| StdioError::Open { path: program.path.clone(), source })?;
+                (
+                    Some(Sink::Program(stdout)),
+                    (same && !wish.terminal).then_some(Sink::Program(stderr)),
+                )
+            }
+            other => (open_output(other)?, None),
+        };
+        stdio.stdout = output(guest, stdout, &mut uris.stdout).await?;
+        if let Some(stderr) = stderr {
+            stdio.stderr = output(guest, Some(stderr), &mut uris.stderr).await?;
+        } else if !wish.terminal && same {
             uris.stderr.clone_from(&uris.stdout);
         } else if !wish.terminal {
-            stdio.stderr = output(guest, &wish.stderr, &mut uris.stderr).await?;
+            let sink = match end(&wish.stderr)? {
+                End::Program(program) => {
+                    let started = program.start(&wish.container, &wish.namespace).await;
+                    let (_, stderr) = started.map_err(|source| StdioError::Open {
+                        path: program.path.clone(),
+                        source,
+                    })?;
+                    Some(Sink::Program(stderr))
+                }
+                other => open_output(other)?,
+            };
+            stdio.stderr = output(guest, sink, &mut uris.stderr).await?;
         }
         Ok((stdio, uris))
     }
@@ -204,6 +237,10 @@ impl Stdio {
         for (output, bytes) in [(&self.stdout, stdout_bytes), (&self.stderr, stderr_bytes)] {
             if let Some(output) = output {
                 output.reached(|progress| progress.bytes >= bytes).await;
+                let got = output.progress.borrow().bytes;
+                if got < bytes {
+                    tracing::warn!(got, written = bytes, "output is missing, or nobody takes it");
+                }
             }
         }
     }
@@ -243,6 +280,7 @@ fn end(uri: &str) -> Result<End, StdioError> {
     match scheme {
         "fifo" => Ok(End::Fifo(path.into())),
         "file" => Ok(End::File(path.into())),
+        "binary" => Ok(End::Program(Program::parse(rest))),
         _ => Err(StdioError::Scheme(scheme.to_owned())),
     }
 }
@@ -256,14 +294,14 @@ async fn open_stream(guest: &Guest, uri: &mut String) -> Result<GuestStream, Str
     Ok(stream)
 }
 
-async fn output(guest: &Guest, wish: &str, uri: &mut String) -> Result<Option<Output>, StdioError> {
-    let sink = match end(wish)? {
-        End::Null => return Ok(None),
+fn open_output(end: End) -> Result<Option<Sink>, StdioError> {
+    match end {
+        End::Null | End::Program(_) => Ok(None),
         End::Fifo(path) => {
             // For reading too: so the open waits for nobody, and a reader that leaves breaks nothing.
             let fifo = pipe::OpenOptions::new().read_write(true).open_sender(&path);
             let fifo = fifo.map_err(|source| StdioError::Open { path: path.clone(), source })?;
-            Sink::Fifo { fifo, path }
+            Ok(Some(Sink::Fifo { fifo, path }))
         }
         End::File(path) => {
             let open = || {
@@ -271,9 +309,17 @@ async fn output(guest: &Guest, wish: &str, uri: &mut String) -> Result<Option<Ou
                 File::options().append(true).create(true).mode(0o644).open(&path)
             };
             let file = open().map_err(|source| StdioError::Open { path: path.clone(), source })?;
-            Sink::File(tokio::fs::File::from_std(file))
+            Ok(Some(Sink::File(tokio::fs::File::from_std(file))))
         }
-    };
+    }
+}
+
+async fn output(
+    guest: &Guest,
+    sink: Option<Sink>,
+    uri: &mut String,
+) -> Result<Option<Output>, StdioError> {
+    let Some(sink) = sink else { return Ok(None) };
     let (reader, writer) = open_stream(guest, uri).await?.into_split();
     let (sender, progress) = watch::channel(Progress::default());
     let pump = tokio::spawn(pump_output((reader, writer), sink, sender));
@@ -310,6 +356,7 @@ async fn pump_input(mut fifo: pipe::Receiver, stream: GuestStream) {
 enum Sink {
     Fifo { fifo: pipe::Sender, path: PathBuf },
     File(tokio::fs::File),
+    Program(pipe::Sender),
 }
 
 async fn pump_output(
@@ -321,13 +368,19 @@ async fn pump_output(
     let mut lost = false;
     loop {
         let read = match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
+            Ok(0) => break,
             Ok(read) => read,
+            Err(error) => {
+                // With its VM, or with an agent that was replaced.
+                tracing::warn!(%error, "an output of the guest broke off");
+                break;
+            }
         };
         if !lost {
             let written = match &mut to {
                 Sink::Fifo { fifo, .. } => fifo.write_all(&buffer[..read]).await,
                 Sink::File(file) => file.write_all(&buffer[..read]).await,
+                Sink::Program(pipe) => pipe.write_all(&buffer[..read]).await,
             };
             // A full disk, for a file: the process goes on.
             if let Err(error) = written {
@@ -346,6 +399,9 @@ async fn pump_output(
             if let Ok(writer) = writer {
                 until_readable(&writer).await;
             }
+        }
+        Sink::Program(_) => {
+            progress.send_modify(|progress| progress.ended = true);
         }
         Sink::File(mut file) => {
             let _ = file.flush().await;
