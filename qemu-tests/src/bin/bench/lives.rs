@@ -109,6 +109,25 @@ pub async fn profile(bench: &Bench) -> Result<String, Failure> {
     bench.drive("profiled").await
 }
 
+/// The same while execs pass.
+pub async fn profile_execs(bench: &Bench) -> Result<String, Failure> {
+    let sleeper = bench.name();
+    let spec = specs::container(&["/bin/bench-guest", "sleep"], "", None);
+    let bundle = bench.bundle(&sleeper, &spec).await?;
+    bench.create(&sleeper, &bundle).await?;
+    bench.start(&sleeper, "").await?;
+    for _ in 0..WARM_UP {
+        bench.exec(&sleeper).await?;
+    }
+    bench.drive("profile").await?;
+    for _ in 0..2 * BUSY_LIVES {
+        bench.exec(&sleeper).await?;
+    }
+    let samples = bench.drive("profiled").await?;
+    bench.end_container(&sleeper).await?;
+    Ok(samples)
+}
+
 /// Milliseconds that the guest's CPU was not idle, and how often it changed threads, for one of `times` calls in a row.
 async fn busy(
     bench: &Bench,

@@ -41,8 +41,9 @@ bench: measures the guest; run it with `./dev bench`, which builds what it needs
   --baseline DIR   an older build (its initramfs.cpio.zst) to boot in turns with this one; without it those are left out
   --revision NAME  what that build is called
   --crun FILE      a static crun to measure against; without it those figures are left out
-  --profile FILE   sample the guest's CPU during 40 lives of ours on the erofs root, or with --only throughput while
-                   output flows, or with --only disks what disks::profile says, and measure nothing else
+  --profile FILE   sample the guest's CPU during 40 lives of ours on the erofs root, with --only exec during 40 execs,
+                   with --only throughput while output flows, or with --only disks what disks::profile says, and measure
+                   nothing else
   --only PART      boot, baseline, disks, latency (or its half erofs or initramfs), memory or throughput alone; the other
                    figures are null
   --help           print this
@@ -131,6 +132,7 @@ async fn run(arguments: &Arguments) -> Result<(), Failure> {
         let samples = match arguments.only.as_deref() {
             Some("throughput") => throughput::profile(&bench).await?,
             Some("disks") => disks::profile(&images).await?,
+            Some("exec") => lives::profile_execs(&bench).await?,
             _ => lives::profile(&bench).await?,
         };
         std::fs::write(path, samples + "\n")?;
