@@ -139,3 +139,69 @@ fn hook_that_fails_fails_the_create_with_its_name() {
         assert_eq!(vm.run("hook", Wish::new(&["true"])).await.status, 0);
     });
 }
+
+#[test]
+fn container_made_by_us_is_like_one_made_by_libcontainer() {
+    vm_test(async |vm| {
+        let mut wish = Wish::sh(
+            "cut -d ' ' -f 4- /proc/self/mountinfo | tail -n +2 | sed 's/master:[0-9]*/master/'
+             ls -ln /dev /dev/pts | sed 's/ [A-Z][a-z][a-z]  *[0-9]* [0-9:]* / /'
+             grep -E '^(Umask|Uid|Gid|Groups|NoNewPrivs|Seccomp|Cap|Sig...:|NStgid|NSsid)' /proc/self/status
+             cat /proc/self/limits /proc/self/cgroup /proc/self/oom_score_adj /proc/loadavg/x
+             cut -d ' ' -f 5-8 /proc/1/stat; env | sort; hostname; cat /proc/sys/kernel/domainname; pwd; id
+             ls -l /proc/1/fd | sed 's/.*[0-9] -> //; s/[0-9]*]$//'; ip -o addr; cat /etc/note /secret",
+        )
+        .with_file("note", b"bound\n");
+        let mounts = wish.spec["mounts"].as_array_mut().expect("some");
+        mounts.push(json!({ "destination": "/etc/note", "type": "bind", "source": "note", "options": ["bind", "ro", "noatime"] }));
+        mounts.push(json!({ "destination": "/new/place", "type": "tmpfs", "source": "x", "options": ["nodev", "size=64k"] }));
+        wish.spec["linux"]["devices"] = json!([{ "path": "/dev/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o640, "gid": 7 }]);
+        wish.spec["domainname"] = json!("some.domain");
+        wish.spec["process"]["oomScoreAdj"] = json!(77);
+        let mut unusual = wish.clone();
+        unusual.spec["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "0" });
+        let ours = vm.create("ours", wish).await.expect("a container");
+        let theirs = vm.create("theirs", unusual).await.expect("a container");
+        let mut look = Wish::sh("ls /guest/run/vminitd/lc");
+        look = look.with_guest_root();
+        assert_eq!(vm.run("look", look).await.text(), "theirs\n", "who has a part in what");
+        let ours = ours.start().await.expect("a start").finish().await;
+        let theirs = theirs.start().await.expect("a start").finish().await;
+        let lines = |text: String| {
+            text.lines().map(|line| line.replace("/ours/", "/theirs/")).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(ours.text()), lines(theirs.text()));
+        assert!(ours.text().contains("some.domain\n") && ours.text().contains("bound\n"));
+    });
+}
+
+/// Runs with every launcher that waits for its order in `$1`, `$2` and so on, when there is one.
+fn when_a_launcher_waits(script: &str) -> Wish {
+    let wait = "read go; procs() { cat /guest/sys/fs/cgroup/vminitd/launch-*/cgroup.procs; }
+                while [ -z \"$(procs)\" ]; do sleep 0.1; done; set -- $(procs);";
+    Wish::sh(&format!("{wait} {script}")).with_guest_root().in_guest_pid_namespace().with_stdin()
+}
+
+#[test]
+fn launcher_forked_ahead_ends_unused_and_is_replaced_when_it_was_killed() {
+    use tokio::io::AsyncWriteExt as _;
+    vm_test(async |vm| {
+        let scripts = [
+            ("unused", "while [ -n \"$(procs)\" ]; do sleep 0.5; done; echo $#"),
+            ("killed", "kill -9 $1; while [ -d /proc/$1 ]; do sleep 0.1; done; echo $#"),
+        ];
+        for (id, script) in scripts {
+            let mut watch = vm.create("watch", when_a_launcher_waits(script)).await.expect("made");
+            let mut stdin = watch.stdin.take().expect("asked for");
+            let watch = watch.start().await.expect("a start");
+            let wish = Wish::new(&["echo", "alive"]);
+            // Before: it waits for a few seconds only.
+            stdin.write_all(b"go\n").await.expect("it reads");
+            drop(stdin);
+            let bundle = vm.make_bundle(id, &wish).await.expect("a bundle");
+            assert_eq!(watch.finish().await.text(), "1\n", "{id}");
+            let task = vm.create_in(id, &bundle, wish).await.expect("another launcher");
+            assert_eq!(task.start().await.expect("a start").finish().await.text(), "alive\n");
+        }
+    });
+}

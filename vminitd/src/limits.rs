@@ -41,6 +41,8 @@ pub const HEARTBEAT_MISSES: u32 = 5;
 pub const AGENT_END: Duration = Duration::from_secs(1);
 /// How long the rest of a failed launch may take to die, after SIGKILL.
 pub const CLEANING: Duration = Duration::from_secs(5);
+/// Configs that are parsed ahead of their container's Create.
+pub const FORESEEN: usize = 4;
 /// How long a launcher that was forked ahead is kept without being needed.
 pub const SPARE_KEPT: Duration = Duration::from_secs(5);
 /// How often it is looked for.

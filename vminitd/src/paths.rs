@@ -70,6 +70,10 @@ pub const ENVIRONMENT: &[(&str, &str)] =
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The socket in libcontainer's directory of a container on which its init waits for its start.
 pub const NOTIFY_SOCKET: &str = "notify.sock";
+/// The named pipe beside a container's record on which an init that was made by a plan waits.
+pub const START_PIPE: &str = "start";
+/// The NIS domain name of a process's own uts namespace.
+pub const DOMAIN_NAME: &str = "/proc/sys/kernel/domainname";
 /// Where output goes that nobody takes any more.
 pub const NULL: &str = "/dev/null";
 /// Where a container's terminals come from.

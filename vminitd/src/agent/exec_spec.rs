@@ -54,16 +54,22 @@ pub struct ExecProcess {
 pub fn exec_process(json: &[u8]) -> Result<ExecProcess, ExecSpecError> {
     let process: Process =
         serde_json::from_slice(json).map_err(|source| ExecSpecError::Parse { source })?;
+    let program = program(&process)?;
+    let section = process.capabilities().as_ref();
+    let capabilities = section.map(|section| capabilities::of(Some(section))).transpose()?;
+    Ok(ExecProcess { program, size: console_size(&process), capabilities })
+}
+
+/// What a process of the spec's runs, but for its capabilities.
+pub fn program(process: &Process) -> Result<ExecProgram, ExecSpecError> {
     let args = process.args().clone().unwrap_or_default();
     if args.is_empty() {
         return Err(ExecSpecError::NoArguments);
     }
-    let section = process.capabilities().as_ref();
-    let capabilities = section.map(|section| capabilities::of(Some(section))).transpose()?;
     let affinity = process.exec_cpu_affinity().as_ref();
     let cpus = |list: Option<&String>| list.map_or(Ok(vec![]), |list| cpus(list));
     let user = process.user();
-    let program = ExecProgram {
+    Ok(ExecProgram {
         args,
         env: process.env().clone().unwrap_or_default(),
         cwd: process.cwd().clone(),
@@ -79,8 +85,7 @@ pub fn exec_process(json: &[u8]) -> Result<ExecProcess, ExecSpecError> {
         cpus_before: cpus(affinity.and_then(|affinity| affinity.initial().as_ref()))?,
         cpus: cpus(affinity.and_then(|affinity| affinity.cpu_affinity_final().as_ref()))?,
         capabilities: Capabilities::default(),
-    };
-    Ok(ExecProcess { program, size: console_size(&process), capabilities })
+    })
 }
 
 fn limit(limit: &PosixRlimit) -> (u32, u64, u64) {

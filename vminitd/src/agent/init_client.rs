@@ -159,9 +159,9 @@ impl InitClient {
         }
     }
 
-    /// Tells init that a launch is near.
-    pub async fn expect_launch(&self) -> Result<(), LinkError> {
-        self.link.send(&ToInit::Expect, &[]).await
+    /// Tells init that a launch is near, and which namespaces (CLONE_NEW*) to make for it.
+    pub async fn expect_launch(&self, namespaces: i32) -> Result<(), LinkError> {
+        self.link.send(&ToInit::Expect { namespaces }, &[]).await
     }
 
     /// Puts duplicates of the fds into safe keeping.

@@ -24,6 +24,7 @@ pub mod errors;
 pub mod events;
 pub mod exec_spec;
 pub mod extras;
+pub mod foreseen;
 pub mod handover;
 pub mod host_mounts;
 pub mod id;
@@ -31,6 +32,7 @@ pub mod init_client;
 pub mod machine;
 pub mod mounts;
 pub mod network;
+mod plan;
 pub mod power;
 pub mod process;
 pub mod profile;
@@ -53,6 +55,7 @@ use self::confine::cache::Cache;
 use self::dirs::Dirs;
 use self::errors::chain;
 use self::events::hub::{Hub, HubError};
+use self::foreseen::Foreseen;
 use self::handover::Handover;
 use self::host_mounts::HostMounts;
 use self::init_client::{InitClient, Notice};
@@ -100,6 +103,8 @@ pub struct Agent {
     pub host_mounts: HostMounts,
     /// Seccomp filters that were compiled.
     pub filters: Arc<Cache>,
+    /// Configs that a Create will ask for.
+    pub foreseen: Arc<Foreseen>,
     /// The injected supervisor.
     pub supervisor: Supervisor,
     /// The VM's networks.
@@ -247,6 +252,7 @@ impl Agent {
             guard: Arc::default(),
             host_mounts: HostMounts::new(paths::STATE_DIR.into()),
             filters: Arc::default(),
+            foreseen: Arc::default(),
             supervisor: Supervisor::default(),
             connections: Connections::default(),
             freezer: Freezer::default(),

@@ -4,6 +4,7 @@
 //! hooks are told the real bundle; whatever cannot be honoured is an error or a warning that names
 //! it. Never: looks at anything but the bundle's config.
 //!
+//! What is usual becomes a plan ([`super::plan`]), and the file stays as it is. Else
 //! libcontainer reads `config.json` from the bundle and hands the bundle's path to hooks, so a
 //! changed copy elsewhere would tell hooks of a place that they do not know. What is changed:
 //!
@@ -20,16 +21,19 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{
-    Hook, Linux, LinuxNamespaceType, LinuxPersonalityDomain, LinuxResources, LinuxSeccomp, Mount,
-    Process, Spec,
+    Hook, Linux, LinuxPersonalityDomain, LinuxResources, LinuxSeccomp, Mount, Process, Spec,
 };
 
 use super::bundle::ORIGINAL_CONFIG;
 use super::confine::capabilities::{self, CapabilityError};
+use super::foreseen::Foreseen;
+use super::plan;
 use crate::link::confinement::Capabilities;
+use crate::link::plan::Plan;
 use crate::paths::{BUNDLE_CONFIG, CGROUP_CONTAINERS_IN_SPEC};
 use crate::sys::beneath;
 use crate::sys::terminal::Size;
@@ -102,20 +106,53 @@ pub struct Prepared {
 }
 
 /// Reads the bundle's config. With `rootfs_mounted`, the root is `rootfs` whatever the config says.
-pub fn read(bundle: &Path, id: &str, rootfs_mounted: bool) -> Result<Prepared, SpecError> {
+pub fn read(
+    foreseen: &Foreseen,
+    bundle: &Path,
+    id: &str,
+    rootfs_mounted: bool,
+) -> Result<Prepared, SpecError> {
     // A create that failed may have left the changed one in a bundle that is not ours to remove.
     restore(bundle)?;
-    prepare(parse(bundle)?, bundle, id, rootfs_mounted)
+    let Config { spec, .. } = foreseen.take(bundle).map_or_else(|| parse(bundle), Ok)?;
+    prepare(spec, bundle, id, rootfs_mounted)
 }
 
-/// The bundle's config as it is. From the file and not from its bytes: that is how libcontainer
+/// A bundle's config as it is.
+#[derive(Debug)]
+pub struct Config {
+    spec: Spec,
+    /// Inode, size and time of change of the file.
+    version: (u64, u64, i64, i64),
+}
+
+impl Config {
+    /// CLONE_NEW* of net, ipc and uts: what a launcher can make before it knows the rest.
+    pub fn ahead(&self) -> i32 {
+        let can_be = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        plan::plan(&self.spec).map_or(0, |plan| plan.new_namespaces & can_be)
+    }
+
+    /// Whether it is still the bundle's.
+    pub fn is_of(&self, bundle: &Path) -> bool {
+        fs::metadata(bundle.join(BUNDLE_CONFIG)).is_ok_and(|file| version(&file) == self.version)
+    }
+}
+
+fn version(file: &fs::Metadata) -> (u64, u64, i64, i64) {
+    (file.ino(), file.size(), file.mtime(), file.mtime_nsec())
+}
+
+/// Reads the bundle's config. From the file and not from its bytes: that is how libcontainer
 /// reads it, and each way is 100 KiB of code.
-fn parse(bundle: &Path) -> Result<Spec, SpecError> {
+pub fn parse(bundle: &Path) -> Result<Config, SpecError> {
     let path = bundle.join(BUNDLE_CONFIG);
-    let file = fs::File::open(&path);
-    let file = file.map_err(|source| SpecError::Io { verb: "read", path: path.clone(), source })?;
-    serde_json::from_reader(io::BufReader::new(file))
-        .map_err(|source| SpecError::Parse { path, source })
+    let opened = fs::File::open(&path).and_then(|file| Ok((version(&file.metadata()?), file)));
+    let (version, file) =
+        opened.map_err(|source| SpecError::Io { verb: "read", path: path.clone(), source })?;
+    let spec = serde_json::from_reader(io::BufReader::new(file))
+        .map_err(|source| SpecError::Parse { path, source })?;
+    Ok(Config { spec, version })
 }
 
 /// Puts the changed config in place of the original, which gets another name.
@@ -211,17 +248,24 @@ impl Prepared {
         let (root, process) = (self.spec.root().as_ref(), self.spec.process().as_ref());
         let (Some(root), Some(process)) = (root, process) else { return Ok(()) };
         let root = fs::File::open(root.path())?;
-        beneath::make_directory_in_root(root.as_fd(), process.cwd())
+        beneath::make_directory_in_root(root.as_fd(), process.cwd(), true).map(drop)
     }
 
-    /// Whether the container gets a network namespace that did not exist before.
-    pub fn new_network(&self) -> bool {
-        self.makes(LinuxNamespaceType::Network)
+    /// CLONE_NEW*: the namespaces that it gets of its own.
+    pub fn new_namespaces(&self) -> i32 {
+        let named = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+        let new = named.into_iter().flatten().filter(|namespace| namespace.path().is_none());
+        new.fold(0, |all, namespace| all | namespace.typ() as i32)
+    }
+
+    /// How to make the container without libcontainer, if it is nothing unusual.
+    pub fn plan(&self) -> Option<Plan> {
+        plan::plan(&self.spec)
     }
 
     /// Whether the container gets a pid namespace of its own, with which the kernel ends it.
     pub fn new_pids(&self) -> bool {
-        self.makes(LinuxNamespaceType::Pid)
+        self.new_namespaces() & libc::CLONE_NEWPID != 0
     }
 
     /// CLONE_NEW*: the namespaces that it names, made or joined.
@@ -237,14 +281,6 @@ impl Prepared {
             LinuxPersonalityDomain::PerLinux => 0,
             LinuxPersonalityDomain::PerLinux32 => 8,
         })
-    }
-
-    fn makes(&self, kind: LinuxNamespaceType) -> bool {
-        let namespaces = self.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-        namespaces
-            .into_iter()
-            .flatten()
-            .any(|namespace| namespace.typ() == kind && namespace.path().is_none())
     }
 
     /// Who the container's group 0 is outside, if it has a user namespace with a mapping.
@@ -352,7 +388,7 @@ mod tests {
                          {"destination":"/proc","type":"proc","source":"proc"}]"#,
         );
         let dir = bundle(&original);
-        let prepared = read(dir.path(), "c1", false).unwrap();
+        let prepared = read(&Foreseen::default(), dir.path(), "c1", false).unwrap();
         write(dir.path(), &prepared).unwrap();
         assert_eq!(prepared.resources.unwrap().pids().unwrap().limit(), 7);
         let written = read_back(dir.path());
@@ -367,7 +403,7 @@ mod tests {
         assert_eq!(kept, original);
 
         // A second create of the same bundle starts from the original again.
-        let again = read(dir.path(), "c2", false).unwrap();
+        let again = read(&Foreseen::default(), dir.path(), "c2", false).unwrap();
         assert_eq!(again.resources.unwrap().pids().unwrap().limit(), 7);
         assert_eq!(fs::read_to_string(dir.path().join("config.json")).unwrap(), original);
     }
@@ -375,7 +411,7 @@ mod tests {
     #[test]
     fn section_that_is_missing_is_made_without_anything_in_it() {
         let dir = bundle(&config(""));
-        let prepared = read(dir.path(), "c1", false).unwrap();
+        let prepared = read(&Foreseen::default(), dir.path(), "c1", false).unwrap();
         write(dir.path(), &prepared).unwrap();
         let linux = &read_back(dir.path())["linux"];
         assert_eq!(linux.as_object().unwrap().len(), 1, "{linux}");
@@ -385,7 +421,7 @@ mod tests {
     #[test]
     fn mounted_rootfs_wins_over_the_path_in_the_config() {
         let dir = bundle(&config("").replace("\"rootfs\"", "\"/elsewhere\""));
-        let prepared = read(dir.path(), "c1", true).unwrap();
+        let prepared = read(&Foreseen::default(), dir.path(), "c1", true).unwrap();
         write(dir.path(), &prepared).unwrap();
         let rootfs = dir.path().join("rootfs");
         assert_eq!(read_back(dir.path())["root"]["path"], rootfs.to_str().unwrap());
@@ -399,7 +435,10 @@ mod tests {
         );
         for config in [out, mount] {
             let dir = bundle(&config);
-            assert!(matches!(read(dir.path(), "c1", false), Err(SpecError::Outside { .. })));
+            assert!(matches!(
+                read(&Foreseen::default(), dir.path(), "c1", false),
+                Err(SpecError::Outside { .. })
+            ));
         }
     }
 
@@ -410,12 +449,13 @@ mod tests {
         for (link, rest) in [("rootfs", ""), ("a", mount)] {
             let dir = bundle(&config(rest));
             std::os::unix::fs::symlink(elsewhere.path(), dir.path().join(link)).unwrap();
-            let error = read(dir.path(), "c1", false).unwrap_err().to_string();
+            let error =
+                read(&Foreseen::default(), dir.path(), "c1", false).unwrap_err().to_string();
             assert!(error.contains("leads out of the bundle"), "{error}");
             fs::remove_file(dir.path().join(link)).unwrap();
             fs::create_dir(dir.path().join("real")).unwrap();
             std::os::unix::fs::symlink("real", dir.path().join(link)).unwrap();
-            assert!(read(dir.path(), "c1", false).is_ok());
+            assert!(read(&Foreseen::default(), dir.path(), "c1", false).is_ok());
         }
     }
 
@@ -430,7 +470,7 @@ mod tests {
         );
         let text = text.replace(r#""args""#, r#""apparmorProfile":"docker-default","args""#);
         let dir = bundle(&text);
-        let prepared = read(dir.path(), "c1", false).unwrap();
+        let prepared = read(&Foreseen::default(), dir.path(), "c1", false).unwrap();
         assert_eq!(prepared.hook_seconds, 12);
         assert!(prepared.poststart && !prepared.poststop && prepared.allow_vsock);
         assert!(prepared.warnings[0].contains("docker-default"), "{:?}", prepared.warnings);
@@ -448,7 +488,7 @@ mod tests {
             r#""noNewPrivileges":false,"capabilities":{"bounding":["CAP_KILL"]},"args""#,
         );
         let dir = bundle(&text);
-        let prepared = read(dir.path(), "c1", false).unwrap();
+        let prepared = read(&Foreseen::default(), dir.path(), "c1", false).unwrap();
         assert_eq!(prepared.capabilities.bounding, 1 << 5);
         assert!(prepared.seccomp.is_some());
         write(dir.path(), &prepared).unwrap();
@@ -462,14 +502,16 @@ mod tests {
     fn what_is_no_config_says_where_and_why() {
         let text = |config: &str| {
             let dir = bundle(config);
-            crate::agent::errors::chain(&read(dir.path(), "c1", false).unwrap_err())
+            crate::agent::errors::chain(
+                &read(&Foreseen::default(), dir.path(), "c1", false).unwrap_err(),
+            )
         };
         assert!(text("{").contains("config.json: EOF"), "{}", text("{"));
         assert!(text("7").contains("config.json: invalid type"));
         assert!(text(r#"{"ociVersion":"1.0.2"}"#).contains("no root"));
         assert!(text(r#"{"ociVersion":"1","root":{"path":"r"}}"#).contains("no process"));
         let dir = tempfile::tempdir().unwrap();
-        let error = read(dir.path(), "c1", false).unwrap_err();
+        let error = read(&Foreseen::default(), dir.path(), "c1", false).unwrap_err();
         assert!(crate::agent::errors::chain(&error).contains("No such file"));
     }
 }

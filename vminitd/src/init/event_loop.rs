@@ -268,7 +268,7 @@ impl EventLoop {
                     self.report(report);
                 }
             }
-            ToInit::Expect => self.launches.expect(now),
+            ToInit::Expect { namespaces } => self.launches.expect(namespaces, now),
             ToInit::CancelLaunch { request } => {
                 let others = Others {
                     agent: &self.agent,

@@ -99,6 +99,8 @@ struct UnderWay {
 #[derive(Debug)]
 struct Spare {
     launcher: Launcher,
+    /// CLONE_NEW*: what it has made of its own.
+    namespaces: i32,
     /// It ends then, if nobody has needed it.
     until: Duration,
 }
@@ -115,12 +117,16 @@ struct Launcher {
 impl Launches {
     /// A launch is near: its launcher is forked ahead and does its first acts, while the host
     /// and the agent do what comes before the launch.
-    pub fn expect(&mut self, now: Duration) {
+    ///
+    /// `namespaces` (CLONE_NEW*) are made by it, too.
+    pub fn expect(&mut self, namespaces: i32, now: Duration) {
         if self.spare.is_some() {
             return;
         }
-        match self.fork(None) {
-            Ok(launcher) => self.spare = Some(Spare { launcher, until: now + SPARE_KEPT }),
+        match self.fork(None, namespaces) {
+            Ok(launcher) => {
+                self.spare = Some(Spare { launcher, namespaces, until: now + SPARE_KEPT });
+            }
             // Then the launch itself says why.
             Err(reason) => debug!("no launcher ahead: {reason}"),
         }
@@ -169,7 +175,9 @@ impl Launches {
         }
         if Needs::of(&launch.job) == Needs::USUAL
             && self.under_way.len() < LAUNCHES
-            && let Some(Spare { launcher, .. }) = self.spare.take()
+            && let ahead = launch.job.ahead()
+            && let Some(Spare { launcher, .. }) =
+                self.spare.take_if(|spare| spare.namespaces & !ahead == 0)
         {
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             let ordered = codec::encode(&launch)
@@ -183,7 +191,7 @@ impl Launches {
                 }
             }
         }
-        self.fork(Some((launch, fds)))
+        self.fork(Some((launch, fds)), 0)
     }
 
     /// Ends one that is not needed. Nobody waits for it: it is reaped as a stranger.
@@ -194,7 +202,11 @@ impl Launches {
         }
     }
 
-    fn fork(&mut self, launch: Option<(Launch, Vec<OwnedFd>)>) -> Result<Launcher, String> {
+    fn fork(
+        &mut self,
+        launch: Option<(Launch, Vec<OwnedFd>)>,
+        ahead: i32,
+    ) -> Result<Launcher, String> {
         if self.under_way.len() >= LAUNCHES {
             return Err(format!("{LAUNCHES} launches are under way already"));
         }
@@ -205,7 +217,7 @@ impl Launches {
             .map_err(|error| failed("make a result socket", error))?;
         let cgroup = self.cgroups.take();
         match clone::fork(cgroup.as_ref().map(LaunchCgroup::as_fd)) {
-            Ok(Forked::Child) => launcher::run(Order { launch, result: theirs }),
+            Ok(Forked::Child) => launcher::run(Order { launch, result: theirs, ahead }),
             Ok(Forked::Parent { pid, pidfd }) => Ok(Launcher { pid, pidfd, result: ours, cgroup }),
             Err(error) => {
                 if let Some(cgroup) = cgroup {

@@ -13,7 +13,8 @@ use std::path::Path;
 
 use libcontainer::oci_spec::runtime::Spec;
 
-use crate::link::confinement::{Capabilities, Confinement, ConfinementError, Filter};
+use crate::link::confinement::{Capabilities, Confinement, Filter};
+use crate::link::left::{Left, LeftError};
 use crate::link::message::Job;
 use crate::paths;
 use crate::sys::{capabilities, seccomp};
@@ -23,7 +24,7 @@ use crate::sys::{capabilities, seccomp};
 pub enum ConfinedError {
     /// The agent's file is no use.
     #[error(transparent)]
-    File(#[from] ConfinementError),
+    File(#[from] LeftError),
     /// The kernel refused; see capabilities(7).
     #[error("{what}: {source}")]
     Capabilities {
@@ -39,7 +40,7 @@ pub enum ConfinedError {
 }
 
 /// What the agent has left for a container's processes. An exec's capabilities are its program's.
-pub fn of(container: &str, job: &Job) -> Result<Confinement, ConfinementError> {
+pub fn of(container: &str, job: &Job) -> Result<Confinement, LeftError> {
     let container = Path::new(paths::CONTAINERS_DIR).join(container);
     match job {
         Job::Create { .. } | Job::Exec { .. } => Confinement::read(&container),

@@ -10,13 +10,17 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 
 use super::console::{Console, ConsoleError};
+use super::create::{Create, CreateError};
 use super::executor::Program;
 use super::join::{Join, JoinError};
 use super::outcome::Outcome;
 use super::scratch::{Scratch, ScratchError};
+use super::settle::Settle;
 use super::{Stdio, confined, reason};
 use crate::link::exec_program::ExecProgram;
+use crate::link::left::Left;
 use crate::link::message::{Job, Launch};
+use crate::link::plan::Plan;
 use crate::log;
 use crate::paths;
 use crate::sys::program::spawn;
@@ -36,6 +40,8 @@ enum JobError {
     Null(#[source] std::io::Error),
     #[error(transparent)]
     Join(#[from] JoinError),
+    #[error(transparent)]
+    Create(#[from] CreateError),
     #[error("libcontainer made a container without a process")]
     NoProcess,
 }
@@ -45,24 +51,39 @@ pub fn perform(
     launch: &Launch,
     stdio: Stdio,
     result: RawFd,
+    ahead: i32,
 ) -> Result<(Outcome, Option<OwnedFd>), String> {
     let mut descriptors_to_close = log::descriptors();
     descriptors_to_close.push(result);
     let confinement = confined::of(&launch.target.container, &launch.job);
     let confinement = confinement.map_err(|error| reason::of(&error))?;
-    let new_network = matches!(launch.job, Job::Create { new_network: true, .. });
+    let new_network = matches!(launch.job, Job::Create { new_namespaces, .. }
+        if new_namespaces & libc::CLONE_NEWNET != 0);
     let program = Program { descriptors_to_close, confinement, new_network };
-    job(launch, stdio, program).map_err(|error| reason::of(&error))
+    job(launch, stdio, program, ahead).map_err(|error| reason::of(&error))
 }
 
 fn job(
     launch: &Launch,
     stdio: Stdio,
     program: Program,
+    ahead: i32,
 ) -> Result<(Outcome, Option<OwnedFd>), JobError> {
     let container = &launch.target.container;
     let terminal = launch.job.terminal();
     let (pid, console) = match &launch.job {
+        Job::Create { bundle, .. } if bundle.is_empty() => {
+            let record = Path::new(paths::CONTAINERS_DIR).join(container);
+            let mut plan = Plan::read(&record).map_err(CreateError::from)?;
+            let settle = Settle {
+                program: std::mem::take(&mut plan.program),
+                personality: plan.personality,
+                confinement: program.confinement,
+            };
+            let stdio = [stdio.stdin, stdio.stdout, stdio.stderr];
+            let pid = Create { container, ahead, plan, settle, stdio }.launch()?;
+            return Ok((Outcome::Launched { pid }, None));
+        }
         Job::Create { bundle, no_pivot, .. } => {
             let console = if terminal { Some(Console::listen(&Scratch::make()?)?) } else { None };
             let made = builder(container, stdio, program, console.as_ref())?
@@ -82,9 +103,7 @@ fn job(
                 container,
                 init: stdio.init.ok_or(JoinError::NoInit)?,
                 namespaces: *namespaces,
-                personality: *personality,
-                program: wanted,
-                confinement,
+                settle: Settle { program: wanted, personality: *personality, confinement },
                 stdio: [stdio.stdin, stdio.stdout, stdio.stderr],
                 terminal,
             };

@@ -1,7 +1,7 @@
-//! A fork of init that runs libcontainer once, says how it went, and exits.
+//! A fork of init that makes one process, says how it went, and exits.
 //!
-//! libcontainer clones the calling process and runs allocating code in the clone, which only a
-//! process without threads may do; PID 1 is one, and its fork is cheap. What may hang, crash or
+//! What is unusual it leaves to libcontainer. That and we clone the calling process and run allocating
+//! code in the clone, which only a process without threads may do; PID 1 is one, and its fork is cheap. What may hang, crash or
 //! leak here hangs, crashes and leaks in a process that init kills and reaps.
 //!
 //! Owns: its copy of PID 1's memory, and the descriptors of its order.
@@ -12,6 +12,7 @@
 
 mod confined;
 mod console;
+mod create;
 mod executor;
 mod first_acts;
 mod jobs;
@@ -19,7 +20,9 @@ mod join;
 pub mod outcome;
 mod reach_filter;
 mod reason;
+mod root;
 pub mod scratch;
+mod settle;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,12 +42,14 @@ pub struct Order {
     pub launch: Option<(Launch, Vec<OwnedFd>)>,
     /// Where the [`Outcome`] goes: a seqpacket socket.
     pub result: OwnedFd,
+    /// CLONE_NEW* of net, ipc and uts: what the container gets of its own, made right away.
+    pub ahead: i32,
 }
 
 /// The life of a launcher, in the fresh fork.
 pub fn run(order: Order) -> ! {
     let own_pid = std::process::id();
-    let Order { launch, result } = order;
+    let Order { launch, result, ahead } = order;
     let mut has_scratch = false;
     let result_number = {
         use std::os::fd::AsRawFd;
@@ -56,6 +61,7 @@ pub fn run(order: Order) -> ! {
             None => (Needs::USUAL, &[][..]),
         };
         first_acts::perform(needs, own, &result).map_err(|error| reason::of(&error))?;
+        create::make_ahead(ahead).map_err(|error| format!("make namespaces: {error}"))?;
         let (launch, fds) = match launch {
             Some(launch) => launch,
             None => hear(&result)?,
@@ -65,7 +71,7 @@ pub fn run(order: Order) -> ! {
             first_acts::new_keyring().map_err(|error| reason::of(&error))?;
         }
         has_scratch = Scratch::is_needed(&launch.job);
-        jobs::perform(&launch, Stdio::of(&launch.fds, fds), result_number)
+        jobs::perform(&launch, Stdio::of(&launch.fds, fds), result_number, ahead)
     }));
     if std::process::id() != own_pid {
         // A panic in a process that libcontainer cloned from this one has unwound to here, through
@@ -171,6 +177,15 @@ impl Job {
     /// Whether a process of the container's comes of it.
     fn makes_process(&self) -> bool {
         matches!(self, Job::Create { .. } | Job::Exec { .. })
+    }
+
+    /// CLONE_NEW*: what a launcher that was forked ahead may have made already.
+    pub fn ahead(&self) -> i32 {
+        match self {
+            // libcontainer would make them once more.
+            Job::Create { bundle, new_namespaces, .. } if bundle.is_empty() => *new_namespaces,
+            _ => 0,
+        }
     }
 
     /// Whether AF_VSOCK stays open to the container. Hooks of a start or a delete are the host's

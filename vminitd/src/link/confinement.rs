@@ -4,40 +4,11 @@
 //! Owns: the form of the file that the agent leaves beside a container's record and that the
 //! launcher of its init and of each exec reads. It is there before the launch is asked for and
 //! stays as long as the container, so an agent that was killed meanwhile loses no filter.
-//! Promises: a launcher that cannot read it launches nothing.
-
-use std::io;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::codec::{self, CodecError};
+use super::left::Left;
 use crate::paths::CONFINEMENT;
-
-/// Why there is no such file; then nothing is launched.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfinementError {
-    /// A defect of ours.
-    #[error("{path}")]
-    Codec {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: CodecError,
-    },
-    /// No room, or it is not there.
-    #[error("{verb} {path}")]
-    Io {
-        /// What was tried.
-        verb: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,30 +19,8 @@ pub struct Confinement {
     pub filter: Option<Filter>,
 }
 
-impl Confinement {
-    /// What was left in the directory of a container's record, or of an exec's.
-    pub fn read(directory: &Path) -> Result<Confinement, ConfinementError> {
-        let path = directory.join(CONFINEMENT);
-        match std::fs::read(&path) {
-            Ok(bytes) => {
-                codec::decode(&bytes).map_err(|source| ConfinementError::Codec { path, source })
-            }
-            Err(source) => Err(ConfinementError::Io { verb: "read", path, source }),
-        }
-    }
-
-    /// Leaves it there.
-    pub fn save(&self, directory: &Path) -> Result<(), ConfinementError> {
-        let path = directory.join(CONFINEMENT);
-        match codec::encode(self) {
-            Ok(bytes) => std::fs::write(&path, bytes).map_err(|source| ConfinementError::Io {
-                verb: "write",
-                path,
-                source,
-            }),
-            Err(source) => Err(ConfinementError::Codec { path, source }),
-        }
-    }
+impl Left for Confinement {
+    const FILE: &'static str = CONFINEMENT;
 }
 
 /// The five sets of capabilities(7), a bit per capability.

@@ -1,45 +1,14 @@
-//! What an exec runs, and as whom: an OCI process in the form in which the launcher takes it.
+//! What a process runs, and as whom: an OCI process in the form in which the launcher takes it.
 //!
-//! Owns: the form of the file that the agent leaves in the exec's directory. A file and not a part
-//! of the launch, since arguments and environment may be longer than a message.
-//! Promises: a launcher that cannot read it launches nothing.
+//! Owns: the form of the file that the agent leaves in the exec's directory.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::codec::{self, CodecError};
 use super::confinement::Capabilities;
+use super::left::Left;
 use crate::sys::process::Scheduling;
-
-/// The file's name, in the exec's directory.
-const FILE: &str = "program";
-
-/// Why there is no such file; then nothing is launched.
-#[derive(Debug, thiserror::Error)]
-pub enum ExecProgramError {
-    /// A defect of ours.
-    #[error("{path}")]
-    Codec {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: CodecError,
-    },
-    /// No room, or it is not there.
-    #[error("{verb} {path}")]
-    Io {
-        /// What was tried.
-        verb: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// See the module. Numbers are the kernel's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,31 +45,6 @@ pub struct ExecProgram {
     pub capabilities: Capabilities,
 }
 
-impl ExecProgram {
-    /// Where it is, in an exec's directory.
-    pub fn path(directory: &Path) -> PathBuf {
-        directory.join(FILE)
-    }
-
-    /// Reads what was left at `path`.
-    pub fn read(path: &Path) -> Result<ExecProgram, ExecProgramError> {
-        match std::fs::read(path) {
-            Ok(bytes) => codec::decode(&bytes)
-                .map_err(|source| ExecProgramError::Codec { path: path.into(), source }),
-            Err(source) => Err(ExecProgramError::Io { verb: "read", path: path.into(), source }),
-        }
-    }
-
-    /// Leaves it in an exec's directory.
-    pub fn save(&self, directory: &Path) -> Result<(), ExecProgramError> {
-        let path = Self::path(directory);
-        match codec::encode_file(self) {
-            Ok(bytes) => std::fs::write(&path, bytes).map_err(|source| ExecProgramError::Io {
-                verb: "write",
-                path,
-                source,
-            }),
-            Err(source) => Err(ExecProgramError::Codec { path, source }),
-        }
-    }
+impl Left for ExecProgram {
+    const FILE: &'static str = "program";
 }

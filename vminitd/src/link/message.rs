@@ -35,7 +35,10 @@ pub enum ToInit {
         launch: Launch,
     },
     /// A launch is near: a launcher may be forked ahead. Not answered.
-    Expect,
+    Expect {
+        /// CLONE_NEW* of net, ipc and uts: what it gets of its own, for the launcher to make ahead.
+        namespaces: i32,
+    },
     /// Kill the launcher of `request`, if it still runs; its `LaunchFailed` follows.
     CancelLaunch {
         /// The launch request.
@@ -260,10 +263,10 @@ pub struct Target {
 /// The launcher's job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Job {
-    /// libcontainer's create. The bundle's config.json is final: the agent has rewritten cgroup
-    /// path, root path and namespaces as it wants them.
+    /// A container's init, which waits for its start.
     Create {
-        /// Directory with config.json.
+        /// Directory with config.json, as libcontainer is to see it; empty: there is a
+        /// [`Plan`](super::plan::Plan) beside the container's record, and libcontainer has no part in it.
         bundle: String,
         /// chroot-like MS_MOVE instead of pivot_root.
         no_pivot: bool,
@@ -271,15 +274,15 @@ pub enum Job {
         no_new_keyring: bool,
         /// Let the container make AF_VSOCK sockets.
         allow_vsock: bool,
-        /// It gets a network namespace that did not exist before.
-        new_network: bool,
+        /// CLONE_NEW*: the namespaces that it gets of its own.
+        new_namespaces: i32,
         /// A pty is wanted (the spec's `process.terminal` says the same): its master comes with
         /// [`ToAgent::Launched`], and init keeps it too.
         terminal: bool,
     },
     /// A further process in a running container.
     Exec {
-        /// Path of a file with an [`ExecProgram`](super::exec_program::ExecProgram).
+        /// Directory with an [`ExecProgram`](super::exec_program::ExecProgram).
         program: String,
         /// CLONE_NEW*: the namespaces that the container's config names.
         namespaces: i32,

@@ -29,13 +29,19 @@ pub enum Forked {
 /// Never; but where the caller has threads, this fails with EBUSY instead of making a process
 /// whose allocator may be locked for ever.
 pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    fork_into(cgroup, 0)
+}
+
+/// The same, in new namespaces: CLONE_NEW*.
+pub fn fork_into(cgroup: Option<BorrowedFd<'_>>, namespaces: i32) -> io::Result<Forked> {
     if has_threads() {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data, for which all zero is valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    let namespaces = u64::from(namespaces.cast_unsigned());
+    arguments.flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND | namespaces;
     arguments.pidfd = (&raw mut pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {

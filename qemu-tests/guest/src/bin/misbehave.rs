@@ -247,6 +247,9 @@ fn hang() {
 }
 
 fn eat_memory(args: &[String]) {
+    // Or, at the limit, the kernel may read the program's pages again and again for minutes before it kills.
+    // SAFETY: takes an integer.
+    unsafe { libc::mlockall(libc::MCL_CURRENT) };
     let mut eaten = Vec::new();
     for _ in 0..number(args, 0) {
         eaten.push(noise(eaten.len() as u64, 1 << 20));

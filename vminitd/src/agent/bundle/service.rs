@@ -32,15 +32,22 @@ impl Bundle for BundleService {
         let agent = self.0.clone();
         let body = async move {
             let wanted = Wanted::try_from(&request.id, request.files)?;
-            // Its Create comes next.
-            if let Err(error) = agent.init.expect_launch().await {
-                debug!(%error, "init is not told");
-            }
             // Megabytes to a tmpfs: not on the agent's thread.
-            let made = tokio::task::spawn_blocking(move || create(&agent.dirs, &wanted));
-            let bundle = made
+            let made = tokio::task::spawn_blocking({
+                let agent = agent.clone();
+                move || {
+                    let bundle = create(&agent.dirs, &wanted)?;
+                    let namespaces = agent.foreseen.look(&bundle);
+                    Ok::<_, RpcError>((bundle, namespaces))
+                }
+            });
+            let (bundle, namespaces) = made
                 .await
                 .map_err(|error| RpcError::Failed(format!("defect in the agent: {error}")))??;
+            // Its Create comes next.
+            if let Err(error) = agent.init.expect_launch(namespaces).await {
+                debug!(%error, "init is not told");
+            }
             Ok(CreateResponse { bundle: bundle.display().to_string() })
         };
         to_its_end(body).await

@@ -65,6 +65,7 @@ fn setup() -> Setup {
     let agent = Arc::new(Agent {
         guard: Arc::default(),
         filters: Arc::default(),
+        foreseen: Arc::default(),
         host_mounts: HostMounts::new(dir.path().to_owned()),
         supervisor: Default::default(),
         network: crate::agent::network::Network::new(&config),

@@ -32,6 +32,7 @@ use crate::agent::cgroup::Cgroup;
 use crate::agent::cgroup::guard::Guard;
 use crate::agent::confine::cache::Cache;
 use crate::agent::errors::{RpcError, chain};
+use crate::agent::foreseen::Foreseen;
 use crate::agent::id::ContainerId;
 use crate::agent::init_client::{ExitSlot, Launched, Outcome};
 use crate::agent::mounts::devices;
@@ -44,7 +45,9 @@ use crate::agent::spec::{self, Prepared};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::wiring::{Owner, ProcessFds};
 use crate::link::confinement::Confinement;
+use crate::link::left::{Left, LeftError};
 use crate::link::message::{Job, Launch, Target};
+use crate::link::plan::Plan;
 use crate::paths;
 use crate::sys::terminal::Size;
 
@@ -108,14 +111,18 @@ struct OnDisk {
     owns_bundle: bool,
     directory: PathBuf,
     filters: Arc<Cache>,
+    foreseen: Arc<Foreseen>,
+    no_pivot: bool,
 }
 
 /// What the config says about the launch.
 struct Ready {
     hook_seconds: u64,
     console_size: Option<Size>,
-    new_network: bool,
     own_networks: bool,
+    new_namespaces: i32,
+    /// There is a plan; else libcontainer makes it.
+    planned: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -169,7 +176,8 @@ impl<'a> Attempt<'a> {
         devices::resolve(&mut planned, self.agent.config.device_timeout)
             .await
             .map_err(|error| RpcError::failed(&error))?;
-        let (ready, record, counters) = self.prepare_disk(planned, awaited).await?;
+        let (ready, record, counters) =
+            self.prepare_disk(planned, awaited, options.no_pivot_root).await?;
         self.record = record;
         let directory = self.agent.dirs.container(&self.id);
         let init = Process::init(&self.id, directory.clone(), self.process.clone(), counters);
@@ -213,6 +221,7 @@ impl<'a> Attempt<'a> {
         &self,
         planned: Vec<Planned>,
         recorded: bool,
+        no_pivot: bool,
     ) -> Result<(Ready, Record, Counters), RpcError> {
         let work = OnDisk {
             record: self.record.clone(),
@@ -225,6 +234,8 @@ impl<'a> Attempt<'a> {
             owns_bundle: self.agent.dirs.owns_bundle(&self.id, &self.record.bundle),
             directory: self.agent.dirs.container(&self.id),
             filters: self.agent.filters.clone(),
+            foreseen: self.agent.foreseen.clone(),
+            no_pivot,
         };
         tokio::task::spawn_blocking(move || work.run())
             .await
@@ -242,11 +253,14 @@ impl<'a> Attempt<'a> {
             fds: fds.iter().map(|(role, _)| *role).collect(),
             deadline_ms: self.agent.launch_deadline_ms(ready.hook_seconds),
             job: Job::Create {
-                bundle: self.record.bundle.display().to_string(),
+                bundle: match ready.planned {
+                    true => String::new(),
+                    false => self.record.bundle.display().to_string(),
+                },
                 no_pivot: options.no_pivot_root,
                 no_new_keyring: options.no_new_keyring,
                 allow_vsock: self.record.habits.allow_vsock,
-                new_network: ready.new_network,
+                new_namespaces: ready.new_namespaces,
                 terminal: self.process.terminal,
             },
         };
@@ -313,14 +327,20 @@ impl OnDisk {
         let runtime = |error: &dyn std::error::Error| RpcError::Runtime(chain(error));
         let mounted = !self.planned.is_empty();
         let bundle = self.record.bundle.clone();
-        let mut prepared =
-            spec::read(&bundle, self.id.as_str(), mounted).map_err(|e| runtime(&e))?;
+        let mut prepared = spec::read(&self.foreseen, &bundle, self.id.as_str(), mounted)
+            .map_err(|e| runtime(&e))?;
         for warning in &prepared.warnings {
             warn!(container = %self.id, "config: {warning}");
         }
         prepared.set_terminal(self.process.terminal);
         let counters = self.keep_record(&prepared).map_err(|error| RpcError::failed(&error))?;
-        spec::write(&bundle, &prepared).map_err(|error| runtime(&error))?;
+        let plan = prepared.plan().filter(|_| !self.no_pivot);
+        match &plan {
+            Some(plan) => {
+                leave_plan(plan, &self.directory).map_err(|error| RpcError::failed(&error))?
+            }
+            None => spec::write(&bundle, &prepared).map_err(|error| runtime(&error))?,
+        }
         if self.owns_bundle
             && let Some(gid) = prepared.root_gid()
         {
@@ -343,8 +363,9 @@ impl OnDisk {
         let ready = Ready {
             hook_seconds: prepared.hook_seconds,
             console_size: prepared.console_size(),
-            new_network: prepared.new_network(),
             own_networks: self.record.bundle.join(paths::BUNDLE_NETWORKS).exists(),
+            new_namespaces: prepared.new_namespaces(),
+            planned: plan.is_some(),
         };
         Ok((ready, self.record, counters))
     }
@@ -378,6 +399,14 @@ fn keep_record(
         record.save_first(directory)?;
     }
     Ok(counters)
+}
+
+/// For the launcher, with the pipe on which the process waits for its start.
+fn leave_plan(plan: &Plan, directory: &Path) -> Result<(), LeftError> {
+    plan.save(directory)?;
+    let path = directory.join(paths::START_PIPE);
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_retain(0o600))
+        .map_err(|errno| LeftError::Io { verb: "make", path, source: errno.into() })
 }
 
 /// Root of a user namespace is somebody else outside, and has to reach its rootfs.

@@ -19,8 +19,9 @@ use crate::agent::exec_spec::{self, ExecProcess};
 use crate::agent::id::ExecId;
 use crate::agent::process::lifecycle::{Refusal, State};
 use crate::limits::EXECS;
-use crate::link::confinement::{Confinement, ConfinementError};
+use crate::link::confinement::Confinement;
 use crate::link::exec_program::ExecProgram;
+use crate::link::left::{Left, LeftError};
 
 /// The call.
 pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcError> {
@@ -62,7 +63,7 @@ pub fn exec(agent: &Arc<Agent>, request: ExecProcessRequest) -> Result<(), RpcEr
 }
 
 /// What it does not say of its capabilities is the container's.
-fn program(container: &Container, wanted: &ExecProcess) -> Result<ExecProgram, ConfinementError> {
+fn program(container: &Container, wanted: &ExecProcess) -> Result<ExecProgram, LeftError> {
     let capabilities = match wanted.capabilities {
         Some(capabilities) => capabilities,
         None => Confinement::read(&container.directory)?.capabilities,

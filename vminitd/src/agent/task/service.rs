@@ -146,7 +146,7 @@ macro_rules! serve {
                 let body = async move {
                     exec::exec(&agent, request)?;
                     // Its Start comes next; without this the launch takes a little longer.
-                    let _ = agent.init.expect_launch().await;
+                    let _ = agent.init.expect_launch(0).await;
                     Ok(Empty {})
                 };
                 to_its_end(body).await

@@ -5,7 +5,7 @@
 //! need a launcher.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::agent::errors::RpcError;
 use crate::agent::init_client::Outcome;
 use crate::agent::process::lifecycle::Event;
 use crate::link::message::{Job, Launch, Target};
-use crate::paths::{NOTIFY_SOCKET, OWN_FDS};
+use crate::paths::{NOTIFY_SOCKET, OWN_FDS, START_PIPE};
 use crate::sys::stream_socket::connect_and_send;
 
 /// What libcontainer's own start sends; the process waits for the end of the connection and does
@@ -61,8 +61,14 @@ async fn send(agent: &Arc<Agent>, container: &Arc<Container>) -> Result<(), RpcE
     sent
 }
 
-/// Connects to the socket on which libcontainer's half of the process waits.
+/// Tells the process that waits: by the pipe that it waits on, or by libcontainer's socket. An error
+/// if nobody listens any more.
 pub fn notify(agent: &Agent, container: &Container) -> io::Result<()> {
+    let pipe = container.directory.join(START_PIPE);
+    match File::options().write(true).custom_flags(libc::O_NONBLOCK).open(pipe) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        pipe => return pipe?.write_all(&[0]),
+    }
     let directory = agent.dirs.libcontainer(&container.id);
     let directory = File::options()
         .read(true)

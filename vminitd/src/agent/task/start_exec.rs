@@ -23,7 +23,6 @@ use crate::agent::process::lifecycle::{Event, Refusal};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener;
 use crate::agent::stdio::wiring::Owner;
-use crate::link::exec_program::ExecProgram;
 use crate::link::message::{FdRole, Job, Launch};
 
 /// The call, for an exec.
@@ -74,7 +73,7 @@ async fn run(
         fds: roles,
         deadline_ms: agent.launch_deadline_ms(0),
         job: Job::Exec {
-            program: ExecProgram::path(&process.directory).display().to_string(),
+            program: process.directory.display().to_string(),
             namespaces: habits.namespaces,
             personality: habits.personality,
             terminal: record.terminal,
