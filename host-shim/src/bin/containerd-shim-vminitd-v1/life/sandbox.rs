@@ -184,6 +184,7 @@ impl Sandbox {
                 return Err(SandboxError::NotServing(error));
             }
         };
+        info!(after_ms = machine.spawned_at().elapsed().as_millis(), "the guest serves");
         let guest = SteadyGuest::new(guest, BOOT_DEADLINE);
         let mut mounts =
             vec![mount("tmpfs", "shm", GUEST_SHM, &["nosuid", "nodev", "noexec", "mode=1777"])];
