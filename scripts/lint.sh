@@ -34,6 +34,8 @@ check "format" cargo fmt --all --check
 check "format of fuzz targets" rustfmt --check --edition 2024 fuzz/targets/*.rs
 check "house rules" scripts/tidy.sh
 check "shell scripts" shell_scripts
+# A workspace of its own, so that a change of ours to dependencies leaves its lock file behind.
+check "lock file of fuzz targets" cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null
 check "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
 check "dependencies: licences, sources" deny
 
