@@ -15,7 +15,7 @@ use dhcp_server::{Mood, Question, Server};
 use host_shim::guest::unlimited;
 use host_shim::vm::{Network, Nic};
 use qemu_tests::cli::Vms;
-use qemu_tests::{Blow, Options, PATIENCE_S, Vm, Wish, vm_test_with};
+use qemu_tests::{Blow, Options, PATIENCE_S, Vm, Wish, inspector, vm_test_with};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 use vminitd_protocol::pb::google::protobuf::Empty;
@@ -379,12 +379,19 @@ fn containers_have_links_of_their_own_on_a_bridge_and_leave_nothing() {
             panic!("two with one address")
         };
         assert!(error.to_string().contains("ve-020000000001"), "{error}");
-        let Err(error) =
-            vm.create("wrong", Wish::sh("true").with_file("nw-config.json", b"{")).await
-        else {
-            panic!("no JSON")
-        };
-        assert!(error.to_string().contains("nw-config.json"), "{error}");
+        // One that cannot be is refused before anything of it runs.
+        let nowhere = br#"{"Networks":[{"VmMAC":"52:54:00:00:00:77"}]}"#;
+        for (config, why) in [(&b"{"[..], "nw-config.json"), (nowhere, "52:54:00:00:00:77")] {
+            let mut wrong = Wish::sh("true").with_file("nw-config.json", config);
+            // Its path counts in the guest, and so does the file's.
+            let path = "/run/bundles/wrong/rootfs/bin/busybox";
+            let args = ["busybox", "touch", "/run/hook-was-here"];
+            wrong.spec["hooks"] = json!({ "createRuntime": [{ "path": path, "args": args }] });
+            let Err(error) = vm.create("wrong", wrong).await else { panic!("{why}") };
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        let seen = vm.run("look", inspector(&["ls", "/guest/run"])).await.text();
+        assert!(!seen.contains("hook-was-here"), "{seen}");
         Blow::Kill.strike(vm).await;
         assert_eq!(link(vm, "ve-020000000001").await.master, "br-525400000001");
         drop(first.task.stdin.take());

@@ -171,6 +171,20 @@ impl Wanted {
     fn outer(&self) -> String {
         format!("ve-{}", self.mac.digits())
     }
+
+    /// Whether this is the VM's link to it: the hardware, not the bridge that has its address.
+    fn is_port(&self, link: &Link) -> bool {
+        link.kind.is_none() && link.mac == Some(self.vm_mac)
+    }
+}
+
+/// Looks whether a container can get the networks of its bundle, before anything of it is made: the
+/// file is understood, and the VM has the links. Blocks for a moment.
+pub fn check(bundle: &Path, id: &ContainerId) -> Result<(), ContainerNetworkError> {
+    let Some(wanted) = read(bundle, id)? else { return Ok(()) };
+    let links = Netlink::open()?.links()?;
+    let missing = wanted.iter().find(|network| !links.iter().any(|link| network.is_port(link)));
+    missing.map_or(Ok(()), |network| Err(ContainerNetworkError::NoLink(network.vm_mac)))
 }
 
 /// Gives a container the networks of its bundle. Blocks for a moment.
@@ -285,8 +299,7 @@ fn mark(id: &ContainerId) -> String {
 
 /// The bridge, with the VM's link as its port: made, or finished where somebody was interrupted.
 fn bridge(guest: &mut Netlink, wanted: &Wanted) -> Result<u32, ContainerNetworkError> {
-    let hardware = |link: &&Link| link.kind.is_none() && link.mac == Some(wanted.vm_mac);
-    let nic = guest.links()?.iter().find(hardware).cloned();
+    let nic = guest.links()?.into_iter().find(|link| wanted.is_port(link));
     let nic = nic.ok_or(ContainerNetworkError::NoLink(wanted.vm_mac))?;
     guest.add_bridge(&wanted.bridge(), wanted.vm_mac)?;
     let bridge = guest.link_named(&wanted.bridge())?;

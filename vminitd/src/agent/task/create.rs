@@ -333,6 +333,11 @@ impl OnDisk {
             warn!(container = %self.id, "config: {warning}");
         }
         prepared.set_terminal(self.process.terminal);
+        let own_networks = bundle.join(paths::BUNDLE_NETWORKS).exists();
+        if own_networks {
+            // As far as it can be known before there is a process: no hook runs for a container that cannot be.
+            container::check(&bundle, &self.id).map_err(|error| runtime(&error))?;
+        }
         let counters = self.keep_record(&prepared).map_err(|error| RpcError::failed(&error))?;
         let plan = prepared.plan().filter(|_| !self.no_pivot);
         match &plan {
@@ -363,7 +368,7 @@ impl OnDisk {
         let ready = Ready {
             hook_seconds: prepared.hook_seconds,
             console_size: prepared.console_size(),
-            own_networks: self.record.bundle.join(paths::BUNDLE_NETWORKS).exists(),
+            own_networks,
             new_namespaces: prepared.new_namespaces(),
             planned: plan.is_some(),
         };
