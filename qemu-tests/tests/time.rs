@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use host_shim::guest::unlimited;
-use qemu_tests::{Blow, Options, Vm, Wish, vm_test, vm_test_with};
+use qemu_tests::{Blow, Options, Vm, Wish, inspector, vm_test, vm_test_with};
 use vminitd_protocol::pb::vminitd::v1::{ReseedRequest, SetTimeRequest};
 
 const HOUR: i64 = 3600;
@@ -36,6 +36,10 @@ fn clock_is_right_at_boot_and_a_step_of_an_hour_disturbs_nothing() {
     vm_test_with(Options { append, ..Options::default() }, async |vm| {
         let found = date(vm, "boot").await;
         assert!(about(found, now()), "the guest boots at {found}, it is {}", now());
+        // Whoever restores it gives it another number, and its kernel takes notice.
+        let bound = "ls -d /guest/sys/bus/*/drivers/vmgenid/*:00";
+        let bound = vm.run("generation", inspector(&["sh", "-c", bound])).await;
+        assert_eq!((bound.status, bound.text().lines().count()), (0, 1), "{}", bound.text());
         let long = vm.create("long", Wish::new(&["misbehave", "ticks", "8", "300"])).await;
         let long = long.expect("create").start().await.expect("start");
         for (name, off) in [("ahead", HOUR), ("back", -HOUR)] {

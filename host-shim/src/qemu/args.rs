@@ -70,6 +70,8 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
     args.flag("-chardev", format!("socket,id=qmp,fd={}", fds.qmp));
     args.flag("-mon", "chardev=qmp,mode=control");
     args.flag("-device", "virtio-rng-pci");
+    // A guest that goes on from a saved state sees another number here, and reseeds its random pool.
+    args.flag("-device", "vmgenid,guid=auto");
     if let Some(fd) = fds.vsock {
         args.flag("-chardev", format!("socket,id=vsock,fd={fd}"));
         args.flag("-device", "vhost-user-vsock-pci,chardev=vsock");
