@@ -95,6 +95,10 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long QEMU may take to end after it was told to quit; then it is killed.
 pub const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a VM may take to end after its guest's stop report; then it is killed. QEMU waits for file servers that
+/// stand still. What the guest has flushed is in the host's cache by then.
+pub const AFTER_GUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// How long a guest may take to let go of a disk that is detached. Ours takes 100 ms under emulation.
 pub const UNPLUG_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -1,8 +1,9 @@
 //! A running VM, as its owner has it: what boots it, reaches it, and learns how it ended.
 //!
 //! Owns: the vminit-vmm process, and the file that holds what the guest prints. Promises: dropping a [`Machine`] ends
-//! the VM and leaves nothing but that file; an end is explained by the guest's own last words where it had any; a
-//! guest that floods its console does not fill the disk.
+//! the VM and leaves nothing but that file; an end is explained by the guest's own last words where it had any; when
+//! the guest is through, so is the VM, whatever its hypervisor still waits for, as long as somebody waits for the end;
+//! a guest that floods its console does not fill the disk.
 //! Never: waits for the guest to serve. "Runs" is what the hypervisor says; who wants to know more dials it.
 
 use std::fs::{File, Permissions};
@@ -10,17 +11,19 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
 use crate::guest;
 use crate::limits::{
-    CONSOLE_FILE_BYTES, CONSOLE_TAIL_BYTES, MAX_CONSOLE_ARRIVALS, QUIT_TIMEOUT, REAP_TIMEOUT,
+    AFTER_GUEST_TIMEOUT, CONSOLE_FILE_BYTES, CONSOLE_TAIL_BYTES, MAX_CONSOLE_ARRIVALS,
+    QUIT_TIMEOUT, REAP_TIMEOUT,
 };
 use crate::vm::{Description, Disk, Serial};
 use crate::vmm::GuestStream;
@@ -58,6 +61,10 @@ pub struct Machine {
     console: PathBuf,
     /// True when the last byte of the console is in its file.
     console_whole: watch::Receiver<bool>,
+    /// True when the guest has printed its stop report: all that is left to it is to turn itself off.
+    reported: watch::Receiver<bool>,
+    /// It did not turn itself off in time.
+    overdue: AtomicBool,
     arrivals: Arrivals,
 }
 
@@ -151,13 +158,16 @@ impl Machine {
         let file = create(&options.console)
             .map_err(|source| BootError::Console { path: options.console.clone(), source })?;
         let arrivals = Arrivals::default();
-        let (guests_end, console_whole) =
+        let (guests_end, console_whole, reported) =
             record(file, arrivals.clone()).map_err(BootError::Pipe)?;
         let spawned_at = Instant::now();
         let (vmm, dials) = Vmm::spawn(&options.vmm)?;
         let started = vmm.start(&vm, files, guests_end).await?;
         let console = options.console;
-        Ok((Self { vmm, started, spawned_at, console, console_whole, arrivals }, dials))
+        let overdue = AtomicBool::new(false);
+        let machine =
+            Self { vmm, started, spawned_at, console, console_whole, reported, overdue, arrivals };
+        Ok((machine, dials))
     }
 
     /// Dials `port` of the guest, once.
@@ -190,10 +200,31 @@ impl Machine {
 
     /// Waits for the VM's end; for any number of callers, also after it.
     pub async fn exited(&self) -> Exited {
-        let exited = self.vmm.exited().await;
+        let mut exited = tokio::select! {
+            exited = self.vmm.exited() => exited,
+            () = self.past_its_end() => {
+                self.overdue.store(true, Ordering::Relaxed);
+                self.kill().await;
+                self.vmm.exited().await
+            }
+        };
+        if exited.reason == ExitReason::Killed && self.overdue.load(Ordering::Relaxed) {
+            let seconds = AFTER_GUEST_TIMEOUT.as_secs();
+            exited.detail = format!("the guest was through, and {seconds} s later not yet off");
+        }
         // The console's last byte comes with the hypervisor's end. A vminit-vmm that died may have left it with others.
         let _ = timeout(REAP_TIMEOUT, self.console_whole.clone().wait_for(|whole| *whole)).await;
         explain(exited, &tail(&self.console))
+    }
+
+    /// Waits until the guest should be off. QEMU asks each file server for its last word when the guest lets its
+    /// devices go, and waits for one that stands still; nobody can speak to it meanwhile.
+    async fn past_its_end(&self) {
+        if self.reported.clone().wait_for(|reported| *reported).await.is_err() {
+            // The console has ended without one.
+            return std::future::pending().await;
+        }
+        sleep(AFTER_GUEST_TIMEOUT).await;
     }
 
     /// What executes the guest's instructions: `kvm`, `tcg`.
@@ -298,9 +329,10 @@ fn create(path: &Path) -> io::Result<File> {
 
 /// A pipe whose other end is written to `file`, by a thread that ends with the last holder of the pipe. Not the file
 /// itself: nobody could keep its size within bounds.
-fn record(mut file: File, arrivals: Arrivals) -> io::Result<(OwnedFd, watch::Receiver<bool>)> {
+fn record(mut file: File, arrivals: Arrivals) -> io::Result<Recorded> {
     let (reader, writer) = io::pipe()?;
-    let mut reader = Noting { reader, total: 0, arrivals };
+    let (reported, is_reported) = watch::channel(false);
+    let mut reader = Noting { reader, total: 0, arrivals, matched: 0, reported };
     let (whole, is_whole) = watch::channel(false);
     let record = move || {
         // A console that cannot be read or written is worth no more than that.
@@ -308,20 +340,45 @@ fn record(mut file: File, arrivals: Arrivals) -> io::Result<(OwnedFd, watch::Rec
         whole.send_replace(true);
     };
     std::thread::Builder::new().name("console".into()).stack_size(64 << 10).spawn(record)?;
-    Ok((writer.into(), is_whole))
+    Ok((writer.into(), is_whole, is_reported))
 }
 
-/// A reader that notes when something came.
+/// The pipe's end for the guest; whether the file is whole; whether the guest has reported its end.
+type Recorded = (OwnedFd, watch::Receiver<bool>, watch::Receiver<bool>);
+
+/// A reader that notes when something came, and when the stop report did.
 struct Noting<R> {
     reader: R,
     total: u64,
     arrivals: Arrivals,
+    /// How much of [`REPORT_MARK`] has come last.
+    matched: usize,
+    reported: watch::Sender<bool>,
+}
+
+impl<R> Noting<R> {
+    fn look_for_report(&mut self, bytes: &[u8]) {
+        let mark = REPORT_MARK.as_bytes();
+        for byte in bytes {
+            // Its first letter is in it once, so that a beginning cannot overlap another.
+            self.matched = if *byte == mark[self.matched] {
+                self.matched + 1
+            } else {
+                usize::from(*byte == mark[0])
+            };
+            if self.matched == mark.len() {
+                self.reported.send_replace(true);
+                self.matched = 0;
+            }
+        }
+    }
 }
 
 impl<R: Read> Read for Noting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(buffer)?;
         self.total += read as u64;
+        self.look_for_report(&buffer[..read]);
         let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         if read > 0 && arrivals.len() < MAX_CONSOLE_ARRIVALS {
             arrivals.push((self.total, Instant::now()));
@@ -452,6 +509,24 @@ mod tests {
             (CONSOLE_FILE_BYTES as usize..CONSOLE_FILE_BYTES as usize + 100).contains(&kept.len())
         );
         assert!(kept.ends_with(b"[console: the rest is left out]\n"));
+    }
+
+    #[test]
+    fn a_stop_report_is_noticed_wherever_it_is_cut() {
+        let line = "\r\nvvminitd: vminitd: stop report: power-off after 9 ms, nothing left\r\n";
+        for cut in 0..line.len() {
+            let (reported, is_reported) = watch::channel(false);
+            let reader = io::empty();
+            let mut noting =
+                Noting { reader, total: 0, arrivals: Arrivals::default(), matched: 0, reported };
+            let (one, other) = line.split_at(cut);
+            noting.look_for_report(one.as_bytes());
+            noting.look_for_report(other.as_bytes());
+            assert!(*is_reported.borrow(), "{one:?} {other:?}");
+            noting.reported.send_replace(false);
+            noting.look_for_report(b"vminitd: stop repor");
+            assert!(!*is_reported.borrow());
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod blow;
 pub mod cli;
 mod container;
 pub mod containerd;
+pub mod counting;
 mod exec;
 pub mod images;
 mod leaks;

@@ -12,7 +12,7 @@ use host_shim::dials;
 use host_shim::guest::{Guest, Ports, resume_after, unlimited};
 use host_shim::images::{ROOT_IMAGE_CMDLINE, ROOT_IMAGE_SERIAL};
 use host_shim::machine::{BootOptions, Exited, Machine, console_tail};
-use host_shim::vm::{Description, Disk, Draft, Nic, Share, Tag, VmName};
+use host_shim::vm::{Accelerator, Description, Disk, Draft, Nic, Share, Tag, VmName};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -20,6 +20,7 @@ use vminitd_protocol::pb::containerd::types::Envelope;
 use vminitd_protocol::pb::google::protobuf::Empty;
 
 use crate::PATIENCE_S;
+use crate::counting;
 use crate::images::root_image;
 use crate::leaks::Listing;
 use crate::rootfs::rootfs;
@@ -54,6 +55,8 @@ pub struct Options {
     pub initramfs: Option<PathBuf>,
     /// No initramfs: a read-only root on the first disk.
     pub erofs_root: bool,
+    /// Emulated at a nanosecond an instruction, see [`crate::counting`].
+    pub counted: bool,
     /// Look for leaks, and power off through the guest, when the test is through.
     pub look_for_leaks: bool,
 }
@@ -71,6 +74,7 @@ impl Default for Options {
             nics: Vec::new(),
             initramfs: None,
             erofs_root: false,
+            counted: false,
             look_for_leaks: true,
         }
     }
@@ -221,10 +225,15 @@ impl Vm {
             hotplug_slots: Default::default(),
             shares,
             nics: options.nics.clone(),
-            accelerator: Default::default(),
+            accelerator: if options.counted { Accelerator::Emulation } else { Default::default() },
         };
         let description = Description::try_from(draft).expect("a VM that makes sense");
-        let boot = BootOptions { vmm: dist.join("bin/vminit-vmm"), console: console.to_owned() };
+        let mut vmm = dist.join("bin/vminit-vmm");
+        if options.counted {
+            let directory = console.parent().expect("a file in a directory");
+            vmm = counting::vmm(directory, &vmm).expect("a QEMU that counts");
+        }
+        let boot = BootOptions { vmm, console: console.to_owned() };
         let booted = Machine::boot_with_dials(description, boot).await;
         let (machine, dials) = booted.unwrap_or_else(|error| {
             let mut text = error.to_string();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use host_shim::guest::unlimited;
 use qemu_tests::cli::Vms;
-use qemu_tests::{Blow, Options, Vm, Wish, vm_test_with};
+use qemu_tests::{Blow, Options, Vm, Wish, inspector, vm_test_with};
 use serde_json::json;
 use tokio::time::timeout;
 use vminitd_protocol::pb::containerd::task::v3::PauseRequest;
@@ -189,6 +189,22 @@ fn last_words_of_kernel_and_init_reach_the_host() {
     let (status, text) = run(&vms, &["--append", "vminitd.stream_port=1024"], &["true"]);
     assert_eq!(status, Some(125), "{text}");
     assert!(text.contains("vminitd: fatal: boot: listen on vsock port 1024"), "{text}");
+}
+
+#[test]
+fn panic_of_a_vm_that_runs_reaches_its_owner() {
+    vm_test_with(Options { look_for_leaks: false, ..Options::default() }, async |vm| {
+        let panics = "echo 2 > /guest/proc/sys/vm/panic_on_oom";
+        let told = vm.run("panics", inspector(&["sh", "-c", panics])).await;
+        assert_eq!(told.status, 0, "{}", String::from_utf8_lossy(&told.stderr));
+        let mut eats = Wish::new(&["misbehave", "eat-memory", "64"]);
+        eats.spec["linux"]["resources"] = json!({ "memory": { "limit": 8 << 20 } });
+        let eats = vm.create("eats", eats).await.expect("create");
+        let _answer = timeout(ANSWERED, eats.start()).await;
+        let patience = Duration::from_secs(qemu_tests::PATIENCE_S);
+        let exited = timeout(patience, vm.machine().exited()).await.expect("it ends").to_string();
+        assert!(exited.starts_with("panic (Out of memory: "), "{exited}");
+    });
 }
 
 #[test]

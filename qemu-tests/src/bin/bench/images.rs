@@ -1,6 +1,5 @@
 //! What the benchmark boots: the shipped initramfs, and images with its own programs added.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use host_shim::vm::{Disk, Draft, VmName};
@@ -81,33 +80,9 @@ impl Images {
         self.dist.join("bin/vminit-vmm")
     }
 
-    /// The same with a QEMU that counts: a small script of ours before it, and one before that. Both sides of a comparison
-    /// are started like this, and nothing that is shipped knows of it.
+    /// The same with a QEMU that counts. Both sides of a comparison are started like this.
     pub fn counting_vmm(&self) -> Result<PathBuf, Failure> {
-        let qemu = host_shim::locate::qemu()?;
-        // Instructions are counted on one thread only.
-        let qemu = format!(
-            "for word do shift; [ \"$word\" != tcg,thread=multi ] || word=tcg; set -- \"$@\" \"$word\"; done\n\
-             exec '{}' -icount shift=0,sleep=off \"$@\"",
-            qemu.display()
-        );
-        let qemu = self.script("qemu", &qemu)?;
-        let vmm = format!(
-            "{}='{}' exec '{}' \"$@\"",
-            host_shim::locate::QEMU_VARIABLE,
-            qemu.display(),
-            self.vmm().display()
-        );
-        self.script("vmm", &vmm)
-    }
-
-    fn script(&self, name: &str, text: &str) -> Result<PathBuf, Failure> {
-        let path = self.directory.path().join(name);
-        if !path.exists() {
-            std::fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-        }
-        Ok(path)
+        Ok(qemu_tests::counting::vmm(self.directory.path(), &self.vmm())?)
     }
 
     /// The containers' root filesystem as a directory of the host.
