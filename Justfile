@@ -27,6 +27,10 @@ soak: (_setup "rust" "vm" "busybox" "disks" "containerd") _build
 bench *FLAGS: (_setup "rust" "vm" "busybox" "disks") _build
     @scripts/bench.sh "$@"
 
+# Measure a task of containerd in a VM beside one of runc
+bench-containerd: (_setup "rust" "vm" "busybox" "containerd") _build
+    @scripts/bench-containerd.sh
+
 # Build what a user would install into dist/
 build: (_setup "rust" "busybox") _build
 

@@ -6,10 +6,14 @@
 //! |---|---|
 //! | `failure` | what dies: shim, VM, containerd |
 //! | `life` | run, exec, kill and what else ctr asks of a task |
+//! | `look` | `vminitctl` on a VM that a shim owns; other snapshotters |
+//! | `network` | networks of tasks |
 //! | `rig` | the rig itself, with runc: it works, and it sees what is left behind |
 //! | `stdio` | output: every byte |
 
 mod failure;
 mod life;
+mod look;
+mod network;
 mod rig;
 mod stdio;
