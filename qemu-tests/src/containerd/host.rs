@@ -21,7 +21,8 @@ use crate::cli::children;
 /// What the first process does: a /run of its own, the loopback device, and then to reap whom others leave, until its
 /// input ends, which it does with us.
 const INIT: &str = "mount -t tmpfs -o mode=755 run /run && mkdir /run/netns && ip link set lo up && echo ready || exit 1
-exec 2>/dev/null; while :; do sleep 3600 & wait $!; done";
+exec 2>/dev/null 3<&0; trap 'exit 0' TERM; (read -r _ <&3; kill -TERM 1) &
+while :; do sleep 3600 & wait $!; done";
 
 /// Where the first process's `sleep` is not counted.
 const IDLE: [&str; 2] = ["sleep 3600", "sh -c mount -t tmpfs"];
