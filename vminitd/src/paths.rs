@@ -68,6 +68,12 @@ pub const ENVIRONMENT: &[(&str, &str)] =
 
 /// Which boot this is.
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// What the first PTP clock calls itself.
+pub const PTP_NAME: &str = "/sys/class/ptp/ptp0/clock_name";
+
+/// The first PTP clock.
+pub const PTP_CLOCK: &str = "/dev/ptp0";
 /// The socket in libcontainer's directory of a container on which its init waits for its start.
 pub const NOTIFY_SOCKET: &str = "notify.sock";
 /// The named pipe beside a container's record on which an init that was made by a plan waits.

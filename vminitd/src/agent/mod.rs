@@ -212,6 +212,13 @@ async fn serve(
     agent.init.serving().await?;
     // init says so in the log: a line takes as long as a mount.
     debug!(generation, "serving");
+    if generation == 1 {
+        let init = agent.init.clone();
+        tokio::spawn(async move {
+            init.boot_complete().await;
+            machine::time::take_hypervisors();
+        });
+    }
     agent.supervisor.take_over(agent, supervisors_output);
     network::start(agent);
     let stamp = machine::stamp::FirstAccept::of(generation);

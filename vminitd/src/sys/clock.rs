@@ -1,6 +1,7 @@
 //! Clocks, see clock_gettime(2), adjtimex(2).
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -31,6 +32,14 @@ pub fn realtime() -> (i64, u32) {
 pub fn set_realtime(seconds: i64, nanos: u32) -> io::Result<()> {
     let time = TimeSpec::new(seconds, i64::from(nanos));
     Ok(clock_settime(ClockId::CLOCK_REALTIME, time)?)
+}
+
+/// Seconds and nanoseconds that a clock device (/dev/ptpN) shows. clock_getres(2), "Dynamic clocks".
+pub fn of_device(device: BorrowedFd<'_>) -> io::Result<(i64, u32)> {
+    const CLOCKFD: i32 = 3;
+    let clock = ClockId::from_raw((!device.as_raw_fd() << 3) | CLOCKFD);
+    let time = clock_gettime(clock)?;
+    Ok((time.tv_sec(), time.tv_nsec() as u32))
 }
 
 /// Lets CLOCK_REALTIME run faster or slower until it has gained (or lost) so many microseconds.

@@ -1,20 +1,44 @@
 //! The wall clock and the random pool, as the host sets them.
 //!
 //! At boot the kernel sets the clock from the machine's RTC, to the second, and its random pool from
-//! virtio-rng and (where the machine has one) a VM generation id. Nothing in here decides by the
-//! wall clock: all deadlines are of the monotonic one.
+//! virtio-rng and (where the machine has one) a VM generation id. Where the hypervisor lets its own
+//! clock be read (KVM's PTP clock), the first agent takes the time from there. Nothing in here
+//! decides by the wall clock: all deadlines are of the monotonic one.
 //!
-//! Never: sets the clock by itself.
+//! Never: sets the clock by itself after that.
 
-use tracing::info;
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use tracing::{info, warn};
 use vminitd_protocol::pb::google::protobuf::Empty;
 use vminitd_protocol::pb::vminitd::v1::{ReseedRequest, SetTimeRequest, SetTimeResponse};
 
 use crate::agent::errors::RpcError;
 use crate::limits::{ENTROPY_BYTES, SLEW_MOST};
+use crate::paths;
 use crate::sys::{clock, random};
 
 const NANOS: i128 = 1_000_000_000;
+
+/// What KVM's clock is called (drivers/ptp/ptp_kvm_common.c); others may show any time.
+const HYPERVISORS_CLOCK: &str = "KVM virtual PTP";
+
+/// Takes the time from the hypervisor's clock, where there is one. To be done once a boot: a host
+/// that has set another time since wants that.
+pub fn take_hypervisors() {
+    let name = std::fs::read_to_string(paths::PTP_NAME).unwrap_or_default();
+    if name.trim_end() != HYPERVISORS_CLOCK {
+        return;
+    }
+    let taken = File::open(paths::PTP_CLOCK)
+        .and_then(|device| clock::of_device(device.as_fd()))
+        .and_then(|(seconds, nanos)| clock::set_realtime(seconds, nanos));
+    match taken {
+        Ok(()) => info!("the clock is the hypervisor's"),
+        Err(error) => warn!(%error, "the hypervisor's clock cannot be had; the RTC's time stays"),
+    }
+}
 
 /// `Machine.SetTime`.
 pub fn set(request: &SetTimeRequest) -> Result<SetTimeResponse, RpcError> {
