@@ -194,8 +194,8 @@ fn limits(figures: &Value, record: &Value) -> Vec<Limit> {
             unit: "x",
             at_least: true,
         },
-        most("binary", mib("vminitd"), 5.0, "MiB"),
-        most("initramfs, zstd", mib("initramfs_zstd"), 1.9, "MiB"),
+        most("binary", mib("vminitd"), 6.0, "MiB"),
+        most("initramfs, zstd", mib("initramfs_zstd"), 2.2, "MiB"),
     ]
 }
 
