@@ -17,6 +17,7 @@
 //! Promises: one VM is one `vminit-vmm`; whoever owns it ends it, also by dying.
 //! Never: parses in the owner's process what a guest controls, but for bytes of its console and its RPC answers.
 
+mod chain;
 pub mod container;
 pub mod ctl;
 pub mod dials;
@@ -35,3 +36,5 @@ pub mod vm;
 pub mod vmm;
 #[cfg(target_os = "linux")]
 pub mod vsock;
+
+pub use chain::chain;

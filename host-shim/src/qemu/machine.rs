@@ -16,6 +16,7 @@ use super::hotplug::{Action, Hotplug, NewDisk};
 use super::process::Process;
 use super::qmp::{self, Cause, Message};
 use super::{Happening, Tools, Wires};
+use crate::chain;
 use crate::limits::{LOST_HELPER_GRACE, QMP_GREETING_TIMEOUT, QUIT_TIMEOUT};
 use crate::locate::{self, LocateError};
 use crate::sys::namespaces::may_unshare;
@@ -653,15 +654,4 @@ fn code(error: &ConnectError) -> ErrorCode {
 fn is_block_device(file: &OwnedFd) -> bool {
     let stat = nix::sys::stat::fstat(file.as_raw_fd());
     stat.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFBLK)
-}
-
-/// An error and its causes, as `a: b: c`.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -112,24 +112,7 @@ fn name_of(pid: &str) -> String {
 /// Unmounts what holds data, the latest mount first.
 fn unmount_all(ending: &mut Ending, clock: &mut Clock) {
     for Mount { place, kind } in mounts_with_data().iter().rev() {
-        let words = SharedText::new();
-        let say = |word: String| {
-            if let Ok(words) = &words {
-                words.append(&word);
-            }
-        };
-        let unmount = || unmount_one(place, kind, &say);
-        clock.advance(clocks::monotonic());
-        let until = clock.now() + ending.share_of_step(clock.now());
-        let done = bounded(unmount, || {
-            clock.advance(clocks::monotonic());
-            clock.now() >= until
-        });
-        words
-            .iter()
-            .flat_map(|words| words.read().lines().map(String::from).collect::<Vec<_>>())
-            .for_each(|word| ending.left(word));
-        if !done {
+        if !within_share(ending, clock, |say| unmount_one(place, kind, say)) {
             ending.left(format!("unmount {place} ({kind}) does not answer"));
         }
     }
@@ -176,25 +159,14 @@ fn sync(ending: &mut Ending, clock: &mut Clock) {
 
 fn flush_disks(ending: &mut Ending, clock: &mut Clock) {
     for disk in writable_disks() {
-        clock.advance(clocks::monotonic());
-        let until = clock.now() + ending.share_of_step(clock.now());
-        let words = SharedText::new();
-        let flush = || {
+        let flush = |say: &dyn Fn(String)| {
             let flushed = std::fs::File::open(Path::new("/dev").join(&disk))
                 .and_then(|device| device.sync_all());
-            if let (Err(error), Ok(words)) = (flushed, &words) {
-                words.append(&format!("flush {disk}: {error}"));
+            if let Err(error) = flushed {
+                say(format!("flush {disk}: {error}"));
             }
         };
-        let done = bounded(flush, || {
-            clock.advance(clocks::monotonic());
-            clock.now() >= until
-        });
-        words
-            .iter()
-            .flat_map(|words| words.read().lines().map(String::from).collect::<Vec<_>>())
-            .for_each(|word| ending.left(word));
-        if !done {
+        if !within_share(ending, clock, flush) {
             ending.left(format!("flush {disk} does not answer"));
         }
     }
@@ -284,6 +256,30 @@ fn unescape(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&plain).into_owned()
+}
+
+/// Does it in a child, within its share of the step's time; what it says is left. False when it was not done in time.
+fn within_share(ending: &mut Ending, clock: &mut Clock, act: impl FnOnce(&dyn Fn(String))) -> bool {
+    let words = SharedText::new();
+    let say = |word: String| {
+        if let Ok(words) = &words {
+            words.append(&word);
+        }
+    };
+    clock.advance(clocks::monotonic());
+    let until = clock.now() + ending.share_of_step(clock.now());
+    let done = bounded(
+        || act(&say),
+        || {
+            clock.advance(clocks::monotonic());
+            clock.now() >= until
+        },
+    );
+    words
+        .iter()
+        .flat_map(|words| words.read().lines().map(String::from).collect::<Vec<_>>())
+        .for_each(|word| ending.left(word));
+    done
 }
 
 /// Does it in a child, so that one that hangs is left behind. False when it was.

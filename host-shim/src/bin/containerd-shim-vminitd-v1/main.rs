@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use life::failure::chain;
+use host_shim::chain;
 use life::{Settings, Shim, hooks, share};
 use protocol::flags::{self, Flags};
 use protocol::publish::{Publisher, Target};

@@ -24,6 +24,7 @@ mod time;
 use std::process::exit;
 
 use clap::Parser;
+use host_shim::chain;
 
 /// Our own failure, as `docker run` and others count.
 const FAILED: i32 = 125;
@@ -75,16 +76,4 @@ fn ours(outcome: Result<i32, reach::ReachError>) -> Result<i32, (String, i32)> {
 
 fn failure(error: &dyn std::error::Error, status: i32) -> (String, i32) {
     (chain(error), status)
-}
-
-/// An error with its causes, `a: b: c`.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

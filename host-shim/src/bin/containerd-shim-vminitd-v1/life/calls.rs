@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use host_shim::chain;
 use host_shim::guest::{CallError, Guest, unlimited};
 use tracing::warn;
 use ttrpc::Code;
@@ -14,7 +15,7 @@ use vminitd_protocol::pb::containerd::v1::types::Status;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
 
 use super::create::connect;
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use super::process::{Container, Process};
 use super::shim::Shim;
 use super::stdio::{Stdio, Wish};

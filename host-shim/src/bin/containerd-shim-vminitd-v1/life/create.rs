@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use host_shim::chain;
 use host_shim::guest::{CallError, Guest, unlimited};
 use host_shim::vm::Serial;
 use prost::Message;
@@ -24,7 +25,7 @@ use vminitd_protocol::pb::containerd::vminitd::services::bundle::v1::CreateReque
 use vminitd_protocol::pb::vminitd::options::v1::Options;
 
 use super::events;
-use super::failure::{Failure, chain};
+use super::failure::Failure;
 use super::hooks::{HookError, Hooks};
 use super::process::{Container, Process};
 use super::rootfs::{Image, Rootfs, on_disks};

@@ -3,6 +3,7 @@
 //! Promises: what the guest refuses is passed on as it is; containerd and its clients know our own texts from other
 //! shims. Never: decides that something is wrong.
 
+use host_shim::chain;
 use host_shim::guest::CallError;
 use ttrpc::{Code, get_status};
 
@@ -78,16 +79,4 @@ impl From<CallError> for Failure {
             gone @ CallError::Gone(_) => Self::Ended(chain(&gone)),
         }
     }
-}
-
-/// An error with its causes, `a: b: c`.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -155,7 +155,7 @@ mod tests {
     fn a_wish_that_is_none_is_named() {
         let error = |name: &str| {
             let config = json!({ "annotations": { name: "lots" } });
-            crate::life::failure::chain(&size(&config, &Options::default(), 1).unwrap_err())
+            host_shim::chain(&size(&config, &Options::default(), 1).unwrap_err())
         };
         assert!(error("io.vminitd.memory").starts_with("io.vminitd.memory: \"lots\" is no size"));
         assert!(error("io.vminitd.cpus").contains("\"lots\" is no number"));

@@ -29,7 +29,8 @@ pub fn find(spec: &Spec, args: &RunArgs, shares: &mut Shares) -> Result<Binds, R
         let placed = shares.add(&bundle.join(source), is_read_only(mount));
         let failed = |error: ShareError| RunError::Bundle {
             path: bundle.join("config.json"),
-            source: format!("mount on {:?}: {}", mount.destination(), crate::chain(&error)).into(),
+            source: format!("mount on {:?}: {}", mount.destination(), host_shim::chain(&error))
+                .into(),
         };
         binds.of_spec.push((index, placed.map_err(failed)?));
     }
