@@ -149,7 +149,7 @@ fn container_made_by_us_is_like_one_made_by_libcontainer() {
              grep -E '^(Umask|Uid|Gid|Groups|NoNewPrivs|Seccomp|Cap|Sig...:|NStgid|NSsid)' /proc/self/status
              cat /proc/self/limits /proc/self/cgroup /proc/self/oom_score_adj /proc/loadavg/x
              cut -d ' ' -f 5-8 /proc/1/stat; env | sort; hostname; cat /proc/sys/kernel/domainname; pwd; id
-             ls -l /proc/1/fd | sed 's/.*[0-9] -> //; s/[0-9]*]$//'; ip -o addr; cat /etc/note /secret",
+             ls -l /proc/1/fd >/run/fds; sed 's/.*[0-9] -> //; s/[0-9]*]$//' /run/fds; ip -o addr; cat /etc/note /secret",
         )
         .with_file("note", b"bound\n");
         let mounts = wish.spec["mounts"].as_array_mut().expect("some");

@@ -469,7 +469,7 @@ fn cpu_time(pid: i32) -> Option<Duration> {
 }
 
 /// Counted, because what is executed once is mostly translated under emulation, and a busy machine moves all figures by
-/// the clock. In turns; the least that each took.
+/// the clock. What QEMU itself takes then is the same for both but for noise, so its least counts for both.
 #[test]
 fn idle_vm_ends_within_twice_what_reboot_alone_takes() {
     const ROUNDS: usize = 2;
@@ -483,7 +483,7 @@ fn idle_vm_ends_within_twice_what_reboot_alone_takes() {
         initramfs::newc::write(&tree.expect("the yardstick"), &mut archive).expect("an archive");
         let console = directory.path().join("console.log");
         let least = |parts: &[Duration]| *parts.iter().min().expect("one at least");
-        let (mut ours, mut theirs) = ((vec![], vec![]), (vec![], vec![]));
+        let (mut ours, mut theirs, mut qemus) = (vec![], vec![], vec![]);
         // With its stamps the kernel's console is long, so each part has boots of its own.
         for words in ["loglevel=7 vminitd.log=info", "quiet"].repeat(ROUNDS) {
             let counted = |more: &str| Options { counted: true, ..ends(&format!("{words}{more}")) };
@@ -495,19 +495,19 @@ fn idle_vm_ends_within_twice_what_reboot_alone_takes() {
             let machine = Vm::spawn(&options, &console).await;
             let alone = qemu_or_end(&machine, &console, words).await;
             match (qemu, alone) {
+                // It may end between the last line and our first look.
                 (Some(qemu), Some(alone)) => {
-                    ours.1.push(qemu);
-                    theirs.1.push(alone);
+                    qemus.extend([qemu, alone].into_iter().filter(|part| !part.is_zero()));
                 }
                 _ => {
-                    ours.0.push(guest_part(&path, "vminitd: info init: shutting down"));
-                    theirs.0.push(guest_part(&console, "phase=reboot"));
+                    ours.push(guest_part(&path, "vminitd: info init: shutting down"));
+                    theirs.push(guest_part(&console, "phase=reboot"));
                 }
             }
         }
-        println!("idle shutdown {ours:?}\nreboot(2) alone {theirs:?}");
-        let ours = least(&ours.0) + least(&ours.1);
-        let theirs = least(&theirs.0) + least(&theirs.1);
+        println!("idle shutdown {ours:?}\nreboot(2) alone {theirs:?}\nthen QEMU {qemus:?}");
+        let qemu = least(&qemus);
+        let (ours, theirs) = (least(&ours) + qemu, least(&theirs) + qemu);
         assert!(ours <= theirs * 2, "{ours:?} are more than twice {theirs:?}");
     });
 }

@@ -50,6 +50,9 @@ use timings::{Mark, Timings};
 /// How long a guest that was asked to power off may take before it is killed.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long what a VM has said before its end may take to be passed on.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+
 /// How long those who wait for the VM's end may take to be told.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
@@ -155,10 +158,14 @@ async fn boot_and_run(
     }
 
     let guest = SteadyGuest::new(guest, BOOT_DEADLINE);
-    let status = tokio::select! {
-        status = life(vm, &guest, &mut signals, &mut timings, started) => status,
-        exited = machine.exited() => {
-            Err(RunError::died("the VM ended while the command ran", &exited, &console))
+    let status = {
+        let mut life = std::pin::pin!(life(vm, &guest, &mut signals, &mut timings, started));
+        tokio::select! {
+            status = &mut life => status,
+            // What the guest has said before (the last output, how the command ended) is still on its way through us.
+            exited = machine.exited() => timeout(LAST_WORDS, life).await.unwrap_or_else(|_| {
+                Err(RunError::died("the VM ended while the command ran", &exited, &console))
+            }),
         }
     };
     let status = match status {
