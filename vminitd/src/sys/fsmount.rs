@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use nix::sys::statfs::fstatfs;
+
 use super::statx::{STATX_ATTR_MOUNT_ROOT, statx};
 
 // include/uapi/linux/mount.h
@@ -166,11 +168,17 @@ pub fn set_attributes(
 
 /// Shows the files of a mount that is attached to nothing as the ids that a user namespace maps
 /// theirs to. EINVAL where the filesystem does not do it. mount_setattr(2), MOUNT_ATTR_IDMAP.
+///
+/// The server of a FUSE filesystem (virtiofs) says whether it does it in its answer to the
+/// kernel's first message, which is sent and not waited for by the mount; any request waits for
+/// that answer. Without one here, whoever was faster would decide.
 pub fn map_ids(
     mount: BorrowedFd<'_>,
     user_namespace: BorrowedFd<'_>,
     recursive: bool,
 ) -> io::Result<()> {
+    // Its result says nothing of ids: a server may well not know this request.
+    let _ = fstatfs(mount);
     let userns_fd = u64::try_from(user_namespace.as_raw_fd()).map_err(io::Error::other)?;
     change(mount, &MountAttr { set: ATTR_IDMAP, clear: 0, propagation: 0, userns_fd }, recursive)
 }
