@@ -59,6 +59,12 @@ fn running_vm_is_listed_watched_measured_debugged_and_killed() {
     assert!(!debug(&["ls", "/bin"]).contains("misbehave\n"), "and tools of our own");
     let mut failing = vms.vminitctl(&["debug", "web", "--", "sh", "-c", "exit 7"]);
     assert_eq!(failing.status().expect("it starts").code(), Some(7));
+    // It does not wait for more input, which need not come: the pipe stays open.
+    let mut fed = vms.vminitctl(&["debug", "-i", "web", "--", "sh", "-c", "exit 8"]);
+    let mut fed = fed.stdin(Stdio::piped()).spawn().expect("it starts");
+    let open = fed.stdin.take();
+    assert_eq!(wait(&mut fed).code(), Some(8));
+    drop(open);
 
     ctl(&["kill", "--signal", "hup", "web"]);
     assert_eq!(line(), "hup");

@@ -8,10 +8,11 @@
 //!
 //! Between them: [`link`], the socketpair of init and agent. Below them: [`sys`], the only module
 //! with `unsafe`, a file per kernel object. What all must agree on: [`config`], [`limits`],
-//! [`paths`], [`log`], and the order of an end: [`shutdown`].
+//! [`paths`], [`log`], [`chain()`], and the order of an end: [`shutdown`].
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod chain;
 pub mod check_kernel;
 pub mod config;
 pub mod init;
@@ -22,3 +23,5 @@ pub mod log;
 pub mod paths;
 pub mod shutdown;
 pub mod sys;
+
+pub use chain::chain;

@@ -9,6 +9,7 @@ use ttrpc::{Code, get_status};
 
 use super::id::NameError;
 use super::process::lifecycle::Refusal;
+use crate::chain;
 
 /// An RPC's failure. A text ends in the name of its class where the code is one of containerd's
 /// classes.
@@ -142,18 +143,6 @@ impl From<NameError> for RpcError {
     fn from(error: NameError) -> Self {
         Self::Invalid(error.to_string())
     }
-}
-
-/// An error and its causes as one line, `a: b: c`.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -295,14 +284,5 @@ mod tests {
         let (code, text) = seen_by_host(error);
         assert_eq!(code, Code::INVALID_ARGUMENT);
         assert!(text.ends_with(": invalid argument"), "{text}");
-    }
-
-    #[test]
-    fn chain_names_every_cause_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("mount /x")]
-        struct Outer(#[source] std::io::Error);
-        let error = Outer(std::io::Error::other("device is gone"));
-        assert_eq!(chain(&error), "mount /x: device is gone");
     }
 }

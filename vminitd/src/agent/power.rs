@@ -19,7 +19,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tracing::{error, warn};
 
-use super::errors::chain;
 use super::machine::freezer;
 use super::mounts::place::Ground;
 use super::mounts::undo::undo;
@@ -28,6 +27,7 @@ use super::stdio::output::Rest;
 use super::task::cleanup;
 use super::task::container::Container;
 use super::{Agent, lock};
+use crate::chain;
 use crate::limits::{KILL_TO_GONE, LAST_REPLIES_LOOK, LAST_REPLIES_TURNS};
 use crate::shutdown::{Action, Event, Sequence};
 

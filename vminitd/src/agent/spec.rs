@@ -502,9 +502,7 @@ mod tests {
     fn what_is_no_config_says_where_and_why() {
         let text = |config: &str| {
             let dir = bundle(config);
-            crate::agent::errors::chain(
-                &read(&Foreseen::default(), dir.path(), "c1", false).unwrap_err(),
-            )
+            crate::chain(&read(&Foreseen::default(), dir.path(), "c1", false).unwrap_err())
         };
         assert!(text("{").contains("config.json: EOF"), "{}", text("{"));
         assert!(text("7").contains("config.json: invalid type"));
@@ -512,6 +510,6 @@ mod tests {
         assert!(text(r#"{"ociVersion":"1","root":{"path":"r"}}"#).contains("no process"));
         let dir = tempfile::tempdir().unwrap();
         let error = read(&Foreseen::default(), dir.path(), "c1", false).unwrap_err();
-        assert!(crate::agent::errors::chain(&error).contains("No such file"));
+        assert!(crate::chain(&error).contains("No such file"));
     }
 }

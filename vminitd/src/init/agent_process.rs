@@ -115,7 +115,7 @@ impl Agent {
         if let Some(process) = self.process.as_mut().filter(|process| process.is_listening())
             && let Err(error) = process.link.send(message, fds)
         {
-            process.broken = Some(super::chain(&error));
+            process.broken = Some(crate::chain(&error));
         }
     }
 
@@ -132,7 +132,7 @@ impl Agent {
         match process.link.receive() {
             Ok(received) => received,
             Err(error) => {
-                process.broken.get_or_insert_with(|| super::chain(&error));
+                process.broken.get_or_insert_with(|| crate::chain(&error));
                 None
             }
         }
@@ -143,7 +143,7 @@ impl Agent {
         if let Some(process) = self.process.as_mut().filter(|process| process.is_listening())
             && let Err(error) = process.link.flush()
         {
-            process.broken = Some(super::chain(&error));
+            process.broken = Some(crate::chain(&error));
         }
     }
 

@@ -313,7 +313,7 @@ impl EventLoop {
     fn complete_boot(&mut self) {
         let Some(rest) = self.rest.take() else { return };
         if let Err(error) = rest.complete(self.agent.pid()) {
-            epitaph::fatal(format_args!("boot: {}", super::chain(&error)));
+            epitaph::fatal(format_args!("boot: {}", crate::chain(&error)));
         }
         self.agent.send(&ToAgent::BootComplete, Vec::new());
         self.button = button::find();

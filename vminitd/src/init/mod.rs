@@ -73,7 +73,7 @@ pub fn run(arguments: &[String]) -> ! {
         // ------ From here on nothing returns an error upward. ------
         Ok(booted) => EventLoop::new(booted).run(),
         Err(error) => {
-            epitaph::fatal(format_args!("boot: {}", chain(&error)));
+            epitaph::fatal(format_args!("boot: {}", crate::chain(&error)));
         }
     }
 }
@@ -137,15 +137,4 @@ impl Stamps {
             log::to_console(&format!("VMINITD_READY uptime_us={at} phase={name}"));
         }
     }
-}
-
-/// An error and its causes, `a: b: c`.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -45,7 +45,7 @@ pub fn debug(args: DebugArgs) -> Result<i32, ReachError> {
     }
     let mut signals = signals::watch().map_err(ProcessError::Signals)?;
     let outcome = with_guest(args.vm.name.as_ref(), async |vm| {
-        let request = StateRequest { id: vm.container.clone(), ..Default::default() };
+        let request = StateRequest { id: vm.container().await?, ..Default::default() };
         let state = vm.guest.task().state(unlimited(), &request).await;
         let state = state.map_err(|error| vm.refused(error))?;
         run(&args, &vm, &image, &state, &mut signals).await

@@ -88,11 +88,7 @@ pub fn exec(args: ExecArgs) -> Result<i32, ExecError> {
         .enable_all()
         .build()
         .map_err(ProcessError::Runtime)?;
-    let outcome =
-        runtime.block_on(reach_and_run(&args, vm.to_string(), vm.control(), size, signals));
-    // A thread may still sit in a read of our stdin; it goes with the process.
-    runtime.shutdown_background();
-    outcome
+    runtime.block_on(reach_and_run(&args, vm.to_string(), vm.control(), size, signals))
 }
 
 fn no_terminal(source: io::Error) -> ProcessError {

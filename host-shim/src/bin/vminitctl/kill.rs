@@ -10,7 +10,7 @@ use crate::reach::{ReachError, with_guest};
 pub fn kill(args: &KillArgs) -> Result<i32, ReachError> {
     with_guest(args.vm.name.as_ref(), async |vm| {
         let request = KillRequest {
-            id: vm.container.clone(),
+            id: vm.container().await?,
             exec_id: String::new(),
             signal: args.signal.0 as u32,
             all: args.all,

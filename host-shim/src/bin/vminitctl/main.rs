@@ -41,16 +41,10 @@ fn main() {
             exec::exec(*args).map_err(|error| failure(&error, error.status()))
         }
         cli::Command::Stop(args) => stop::stop(&args).map_err(|error| failure(&error, FAILED)),
-        cli::Command::Features(args) => {
-            inside::features(&args).map_err(|error| failure(&error, FAILED))
-        }
-        cli::Command::Metrics(args) => {
-            inside::metrics(&args).map_err(|error| failure(&error, FAILED))
-        }
-        cli::Command::Diag(args) => inside::diag(&args).map_err(|error| failure(&error, FAILED)),
-        cli::Command::Supervisor(args) => {
-            supervisor::supervisor(&args).map_err(|error| failure(&error, FAILED))
-        }
+        cli::Command::Features(args) => ours(inside::features(&args)),
+        cli::Command::Metrics(args) => ours(inside::metrics(&args)),
+        cli::Command::Diag(args) => ours(inside::diag(&args)),
+        cli::Command::Supervisor(args) => ours(supervisor::supervisor(&args)),
         cli::Command::List(args) => list::list(&args).map_err(|error| failure(&error, FAILED)),
         cli::Command::Events(args) => ours(events::events(&args)),
         cli::Command::Stats(args) => ours(stats::stats(&args)),

@@ -95,11 +95,17 @@ pub struct Reached {
     pub place: Place,
     /// The guest.
     pub guest: Guest,
-    /// The id of the container that was meant.
-    pub container: String,
 }
 
 impl Reached {
+    /// The id of the VM's container, as soon as that has been started.
+    pub async fn container(&self) -> Result<String, ReachError> {
+        let told = self.place.control().describe(true).await;
+        let place = || self.place.clone();
+        told.map(|told| told.container)
+            .map_err(|source| ReachError::Control { place: place(), source })
+    }
+
     /// The guest's refusal, or the end of the connection.
     pub fn refused(&self, error: ttrpc::Error) -> ReachError {
         let text = match error {
@@ -126,13 +132,8 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, ReachError> {
 }
 
 async fn reach(place: Place) -> Result<Reached, ReachError> {
-    let control = place.control();
-    let told = match control.describe(true).await {
-        Ok(told) => told,
-        Err(source) => return Err(ReachError::Control { place, source }),
-    };
-    match Guest::connect(Arc::new(control), Ports::default(), BOOT_DEADLINE).await {
-        Ok(guest) => Ok(Reached { place, guest, container: told.container }),
+    match Guest::connect(Arc::new(place.control()), Ports::default(), BOOT_DEADLINE).await {
+        Ok(guest) => Ok(Reached { place, guest }),
         Err(source) => Err(ReachError::NotServing { place, source }),
     }
 }

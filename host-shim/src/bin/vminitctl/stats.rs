@@ -14,7 +14,7 @@ use crate::reach::{ReachError, print, with_guest};
 /// Prints them; returns the exit status.
 pub fn stats(args: &StatsArgs) -> Result<i32, ReachError> {
     with_guest(args.vm.name.as_ref(), async |vm| {
-        let request = StatsRequest { id: vm.container.clone() };
+        let request = StatsRequest { id: vm.container().await? };
         let told = vm.guest.task().stats(unlimited(), &request).await;
         let told = told.map_err(|error| vm.refused(error))?.stats.unwrap_or_default();
         let metrics = Metrics::decode(&told.value[..])

@@ -64,7 +64,7 @@ pub fn remove_leftovers(bundles: &Path) {
         if (name.starts_with(UNFINISHED) || name.starts_with(DOOMED))
             && let Err(error) = remove_tree(&entry.path())
         {
-            warn!(error = %crate::agent::errors::chain(&error), "a bundle's remains stay");
+            warn!(error = %crate::chain(&error), "a bundle's remains stay");
         }
     }
 }

@@ -56,7 +56,7 @@ pub fn extract(archive: impl Read, writer: &mut Writer, room: u64) -> Outcome {
     let mut extraction =
         Extraction { archive, writer, room, outcome: Outcome::default(), tar: Tar::default() };
     if let Err(error) = extraction.run() {
-        extraction.outcome.cut = Some(crate::agent::errors::chain(&error));
+        extraction.outcome.cut = Some(crate::chain(&error));
     }
     extraction.outcome
 }

@@ -25,8 +25,8 @@ use self::extract::Outcome;
 use self::write::Writer;
 use super::block::find::find;
 use super::block::source::Source;
-use super::errors::chain;
 use super::{Agent, var};
+use crate::chain;
 use crate::limits::{DEVICE_PATIENCE, EXTRAS_BUFFER_BYTES, EXTRAS_SHARE_OF_MEMORY};
 use crate::paths;
 

@@ -26,11 +26,12 @@ use tracing::{info, warn};
 use self::ledger::{Begin, Leave, Ledger, Spec};
 use self::work::{Seen, Work};
 use super::Agent;
-use super::errors::{RpcError, chain};
+use super::errors::RpcError;
 use super::lock;
 use super::mounts::devices;
 use super::mounts::plan::Planned;
 use super::task::record::Saved;
+use crate::chain;
 
 /// One mount of a request, checked.
 #[derive(Clone, Debug)]

@@ -20,9 +20,10 @@ use std::sync::{Arc, Mutex};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::handover::Handover;
 use crate::agent::{Agent, lock};
+use crate::chain;
 use crate::sys::block;
 
 /// Under which key init keeps the descriptors.

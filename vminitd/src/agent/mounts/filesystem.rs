@@ -19,7 +19,7 @@ use super::place::{Ground, path_of};
 use super::plan::{Planned, Source};
 use crate::agent::block;
 use crate::agent::block::kernel_log::KernelLog;
-use crate::agent::errors::chain;
+use crate::chain;
 use crate::sys::fsmount::{Configuring, attach, clone_open_tree, clone_tree, map_ids};
 use crate::sys::loop_device::{self, Settings};
 

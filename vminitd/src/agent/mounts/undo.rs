@@ -96,7 +96,7 @@ impl Spot {
                 Err(error) => {
                     // What is on top of it, or a file that somebody still has open. It goes when
                     // that is closed; a process of the container cannot have it, they are gone.
-                    let chain = crate::agent::errors::chain(&error);
+                    let chain = crate::chain(&error);
                     if error.users.processes.is_empty() {
                         debug!(error = %chain, "unmount lazily");
                     } else {

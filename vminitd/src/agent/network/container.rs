@@ -25,9 +25,9 @@ use super::Network;
 use super::address::{AddressError, Cidr, Mac};
 use super::netlink::{Link, Netlink, NetlinkError, Route};
 use super::wish::{WishError, link_name};
-use crate::agent::errors::chain;
 use crate::agent::id::ContainerId;
 use crate::agent::lock;
+use crate::chain;
 use crate::limits::{NETWORK_CONFIG_BYTES, NETWORK_ITEMS};
 use crate::paths::BUNDLE_NETWORKS;
 

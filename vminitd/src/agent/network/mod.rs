@@ -33,8 +33,8 @@ use tracing::{error, warn};
 use self::names::Resolver;
 use self::nic::Nic;
 use super::Agent;
-use super::errors::chain;
 use super::lock;
+use crate::chain;
 use crate::config::{Config, DEFAULT_HOSTNAME};
 use crate::paths::NETWORK_DIR;
 

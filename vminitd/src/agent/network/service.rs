@@ -226,9 +226,7 @@ fn set_dns(network: &Network, request: &Dns) -> Result<Empty, RpcError> {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
             _ => Ok(()),
         },
-        false => {
-            resolver.save(&network.directory).map_err(|error| crate::agent::errors::chain(&error))
-        }
+        false => resolver.save(&network.directory).map_err(|error| crate::chain(&error)),
     };
     saved.map_err(RpcError::Failed)?;
     *lock(&network.resolver) = (!none).then_some(resolver);

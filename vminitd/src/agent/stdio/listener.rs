@@ -61,7 +61,7 @@ async fn handshake(connection: OwnedFd, streams: Arc<Streams>, init: Arc<InitCli
     match done {
         Ok(Ok(())) => {}
         Ok(Err(error @ Failed::Full(_))) => warn!(%error, "stream refused"),
-        Ok(Err(error)) => debug!(error = %crate::agent::errors::chain(&error), "stream refused"),
+        Ok(Err(error)) => debug!(error = %crate::chain(&error), "stream refused"),
         Err(_) => debug!("a stream's handshake took too long: closed"),
     }
 }

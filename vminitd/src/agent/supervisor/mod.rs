@@ -16,8 +16,9 @@ use tracing::{error, warn};
 use vminitd_protocol::pb::vminitd::v1::SupervisorStatusResponse;
 
 use super::Agent;
-use super::errors::{RpcError, chain};
+use super::errors::RpcError;
 use super::extras;
+use crate::chain;
 use crate::config::LogLevel;
 use crate::limits::SUPERVISOR_PIPE_BYTES;
 use crate::link::message::{SupervisorOrder, SupervisorStatus};

@@ -18,13 +18,14 @@ use super::io;
 use super::process::{Io, Process};
 use super::record::{Count, ProcessRecord};
 use crate::agent::Agent;
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::process::lifecycle::Refusal;
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::input::Source;
 use crate::agent::stdio::listener;
 use crate::agent::stdio::output::{Loss, Sink};
 use crate::agent::stdio::uri::{Uri, of_stream};
+use crate::chain;
 
 /// The streams that a call names, each with what becomes of it when it is lost in its turn.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -24,13 +24,14 @@ use super::record::{Mark, Record, Recorded};
 use super::{oom, pause};
 use crate::agent::Agent;
 use crate::agent::cgroup::{Cgroup, CgroupError};
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::events::hub::Event as Published;
 use crate::agent::id::{ContainerId, ExecId};
 use crate::agent::init_client::ExitSlot;
 use crate::agent::lock;
 use crate::agent::process::exit_order::ExitOrder;
 use crate::agent::process::lifecycle::{Action, Event, Exited, Refusal};
+use crate::chain;
 use crate::limits::EVENT_ROOTFS_BYTES;
 
 /// A container.

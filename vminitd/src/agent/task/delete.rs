@@ -14,9 +14,10 @@ use super::container::{Container, timestamp};
 use super::process::Process;
 use super::{record, start_exec};
 use crate::agent::Agent;
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::id::ExecId;
 use crate::agent::process::lifecycle::{Action, Event, Refusal};
+use crate::chain;
 
 /// The call.
 pub async fn delete(agent: Arc<Agent>, request: DeleteRequest) -> Result<DeleteResponse, RpcError> {

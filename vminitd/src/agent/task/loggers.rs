@@ -18,11 +18,12 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::agent::Agent;
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::init_client::{InitClient, Launched, Outcome};
 use crate::agent::lock;
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::wiring::Logger;
+use crate::chain;
 use crate::limits::{LOGGER_END, LOGGER_READY};
 use crate::link::message::{FdRole, Job, Launch, Target};
 use crate::sys::pidfd::send_signal;

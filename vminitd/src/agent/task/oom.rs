@@ -17,7 +17,7 @@ use super::container::Container;
 use super::record::{Mark, Recurring};
 use crate::agent::Agent;
 use crate::agent::cgroup::CgroupError;
-use crate::agent::errors::chain;
+use crate::chain;
 
 /// Tells what was not told yet. Before every exit of the container.
 pub fn tell(agent: &Agent, container: &Container) {

@@ -51,7 +51,6 @@ use super::{io, kept, loggers, start_exec};
 use super::{oom, pause};
 use crate::agent::Agent;
 use crate::agent::cgroup::Cgroup;
-use crate::agent::errors::chain;
 use crate::agent::handover::{Handover, Process as Known};
 use crate::agent::id::{ContainerId, ExecId};
 use crate::agent::init_client::{ExitSlot, Inherited, Launched, Outcome};
@@ -60,6 +59,7 @@ use crate::agent::process::lifecycle::{Event, Exited};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener::kept_id;
 use crate::agent::stdio::wiring::{Ends, Pipes};
+use crate::chain;
 use crate::link::message::{RequestId, Target};
 use crate::sys::pidfd::send_signal;
 

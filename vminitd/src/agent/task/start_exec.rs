@@ -17,12 +17,13 @@ use super::io::{self, Wired};
 use super::kept;
 use super::process::Process;
 use crate::agent::Agent;
-use crate::agent::errors::{RpcError, chain};
+use crate::agent::errors::RpcError;
 use crate::agent::init_client::Outcome;
 use crate::agent::process::lifecycle::{Event, Refusal};
 use crate::agent::stdio::end::End;
 use crate::agent::stdio::listener;
 use crate::agent::stdio::wiring::Owner;
+use crate::chain;
 use crate::link::message::{FdRole, Job, Launch};
 
 /// The call, for an exec.

@@ -27,7 +27,7 @@ fn answer(json: &Value, name: &str, arguments: [u64; 6]) -> u32 {
 }
 
 fn text(json: &Value) -> String {
-    crate::agent::errors::chain(&compile(&profile(json)).unwrap_err())
+    crate::chain(&compile(&profile(json)).unwrap_err())
 }
 
 #[test]

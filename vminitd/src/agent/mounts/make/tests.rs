@@ -102,12 +102,12 @@ fn failure_in_the_middle_leaves_no_mount_and_says_what_and_why() {
             mount("overlay", "", &[&format!("lowerdir={}", missing.display())]),
         ])
         .unwrap();
-        let error = crate::agent::errors::chain(&make(dir, &planned).unwrap_err());
+        let error = crate::chain(&make(dir, &planned).unwrap_err());
         assert!(error.contains("overlay") && error.contains("missing"), "{error}");
         assert!(error.contains("No such file"), "{error}");
         assert_eq!(mounts_below(dir), 0);
         let planned = plan(&[mount("tmpfs", "", &["colour=red"])]).unwrap();
-        let error = crate::agent::errors::chain(&make(dir, &planned).unwrap_err());
+        let error = crate::chain(&make(dir, &planned).unwrap_err());
         assert!(error.contains("colour=red"), "{error}");
     });
 }
@@ -185,7 +185,7 @@ fn place_that_has_a_mount_already_is_refused() {
 }
 
 fn error_of(result: Result<(), MountError>) -> String {
-    crate::agent::errors::chain(&result.unwrap_err())
+    crate::chain(&result.unwrap_err())
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn ids_are_mapped_where_the_filesystem_does_it_and_layers_of_an_overlay_too() {
         let maps = ["uidmap=0:1000:10", "gidmap=0:2000:10"];
         let planned = plan(&[mount("bind", &tree, &maps)]).unwrap();
         if let Err(error) = make(&bundle, &planned) {
-            let error = crate::agent::errors::chain(&error);
+            let error = crate::chain(&error);
             assert!(error.contains("map its ids"), "{error}");
             eprintln!("skipped: {error}");
             return;
@@ -353,7 +353,7 @@ fn mount_in_use_is_named_with_its_user_and_stays_unless_it_is_to_go() {
             Command::new("sleep").arg("60").current_dir(dir.join("rootfs")).spawn().unwrap();
         let place = Path::new("rootfs");
         let error = super::super::undo::unmount(Ground::Bundle(dir), place).unwrap_err();
-        let text = crate::agent::errors::chain(&error);
+        let text = crate::chain(&error);
         let user = format!("rootfs, used by process {} (sleep): ", sleeper.id());
         assert!(text.contains(&user) && text.contains("busy"), "{text}");
         assert_eq!(mounts_below(dir), 2);
@@ -371,7 +371,7 @@ fn mount_in_use_is_named_with_its_user_and_stays_unless_it_is_to_go() {
         nix::mount::mount(none, &dir.join("rootfs/a b"), Some("tmpfs"), flags, none).unwrap();
         let error = super::super::undo::unmount(Ground::Bundle(dir), place).unwrap_err();
         let mount = format!("used by the mount {}/rootfs/a b", dir.display());
-        assert!(crate::agent::errors::chain(&error).contains(&mount), "{error}");
+        assert!(crate::chain(&error).contains(&mount), "{error}");
         undo(dir, &places(&planned)).unwrap();
         assert_eq!(mounts_below(dir), 0);
     });
