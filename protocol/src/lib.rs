@@ -8,6 +8,7 @@
 pub mod handshake;
 pub mod metadata;
 pub mod ports;
+pub mod templates;
 pub mod topics;
 
 /// Messages and ttrpc bindings, a module per protobuf package (`containerd.task.v3` is

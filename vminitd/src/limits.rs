@@ -153,7 +153,7 @@ pub const HOST_MOUNTS: usize = 1024;
 pub const PATH_BYTES: usize = 4095;
 /// Bytes of one source, target or option of a mount once its templates are replaced. 256 layers in
 /// a bundle with the longest id take three quarters of it.
-pub const MOUNT_TEXT_BYTES: usize = 64 * 1024;
+pub use vminitd_protocol::templates::MOUNT_TEXT_BYTES;
 /// Bytes of all of these of one list.
 pub const MOUNT_LIST_BYTES: usize = 1024 * 1024;
 /// Processes, and mounts, that the error about a mount in use names.

@@ -1,6 +1,6 @@
 //! A container's root filesystem from the mounts of its Create request.
 //!
-//! [`plan`] decides (pure), with [`template`] and [`options`] for texts (pure); [`make`] mounts,
+//! [`plan`] decides (pure), with `templates` of the protocol and [`options`] for texts (pure); [`make`] mounts,
 //! and undoes.
 
 pub mod devices;
@@ -9,5 +9,4 @@ pub mod make;
 pub mod options;
 pub mod place;
 pub mod plan;
-pub mod template;
 pub mod undo;

@@ -6,16 +6,16 @@
 //! is an error that names the mount, before the first one is made.
 //! Never: looks at the filesystem.
 //!
-//! A type is `[format/][mkdir/]KIND`: `format/` says that there are templates ([`template`]),
+//! A type is `[format/][mkdir/]KIND`: `format/` says that there are templates ([`templates`]),
 //! `mkdir/` that options name directories to make first ([`Directory`]). Without its prefix
 //! neither is looked for.
 
 use std::path::{Component, Path, PathBuf};
 
 use vminitd_protocol::pb::containerd::types::Mount;
+use vminitd_protocol::templates::{self, Earlier, TemplateError};
 
 use super::options::{self, OptionError, Options};
-use super::template::{self, Earlier, TemplateError};
 use crate::agent::block::source::Source as Device;
 use crate::limits::{MOUNT_LIST_BYTES, MOUNT_OPTIONS, ROOTFS_MOUNTS};
 
@@ -206,7 +206,7 @@ fn formatted(
         return Ok((mount.r#type.clone(), mount.clone()));
     };
     let expand = |text: &String| {
-        template::expand(text, earlier).map_err(|error| PlanError::Template { index, error })
+        templates::expand(text, earlier).map_err(|error| PlanError::Template { index, error })
     };
     let mount = Mount {
         r#type: mount.r#type.clone(),

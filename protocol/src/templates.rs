@@ -17,7 +17,8 @@
 
 use std::ops::RangeInclusive;
 
-use crate::limits::MOUNT_TEXT_BYTES;
+/// Bytes that a text may come to.
+pub const MOUNT_TEXT_BYTES: usize = 64 * 1024;
 
 /// An earlier mount, as later ones see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
