@@ -5,6 +5,7 @@
 //! Never: touches the shim of a pod for one of its containers.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,8 +14,6 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use vminitd_protocol::pb::containerd::task::v3::DeleteResponse;
 use vminitd_protocol::pb::google::protobuf::Timestamp;
-
-use super::address::SOCKETS;
 
 /// The file that a shim holds (flock) as long as it lives; its pid is in it.
 pub const LOCK: &str = "shim.pid";
@@ -102,7 +101,9 @@ fn remove_socket(bundle: &Path) -> io::Result<()> {
     let address = std::fs::read_to_string(bundle.join("address"))?;
     let socket = PathBuf::from(address.trim().trim_start_matches("unix://"));
     // Only what `start` can have made.
-    if socket.parent() == Some(Path::new(SOCKETS)) {
+    let is_digest = |name: &str| name.len() == 64 && name.bytes().all(|c| c.is_ascii_hexdigit());
+    let named = socket.file_name().and_then(|name| name.to_str()).is_some_and(is_digest);
+    if named && std::fs::symlink_metadata(&socket)?.file_type().is_socket() {
         std::fs::remove_file(socket)?;
     }
     Ok(())

@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::address::{self, Bound, SOCKETS, socket_path};
-use super::bootstrap::{VERSION_VARIABLE, answer, given};
+use super::bootstrap::{Given, VERSION_VARIABLE, answer, given};
 use super::flags::Flags;
 
 /// Annotations by which containers share a shim: containerd's own, and that of Kubernetes' pods.
-const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+pub const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
 
 /// Bytes of runtime options or parameters; they have some hundred.
 const MAX_INPUT_BYTES: u64 = 1 << 20;
@@ -70,7 +70,12 @@ pub fn start(flags: &Flags) -> Result<String, StartError> {
     // What cannot be read says nothing.
     let _ = io::stdin().take(MAX_INPUT_BYTES).read_to_end(&mut input);
     let group = group(&flags.bundle, &flags.id)?;
-    let socket = socket_path(Path::new(SOCKETS), &flags.address, &flags.namespace, &group);
+    let given = given(&input, &flags.id, &flags.namespace);
+    let directory = match &given {
+        Given::Params { socket_directory: Some(directory) } => directory,
+        _ => Path::new(SOCKETS),
+    };
+    let socket = socket_path(directory, &flags.address, &flags.namespace, &group);
     let listen = |source| StartError::Listen { path: socket.clone(), source };
     if let Bound::New(listener) = address::bind(&socket).map_err(listen)? {
         let child = serve(flags, listener.into()).map_err(StartError::Spawn)?;
@@ -81,7 +86,7 @@ pub fn start(flags: &Flags) -> Result<String, StartError> {
     let file = flags.bundle.join("address");
     std::fs::write(&file, &address).map_err(|source| StartError::Write { path: file, source })?;
     let setting = std::env::var(VERSION_VARIABLE).ok();
-    Ok(answer(given(&input, &flags.id), setting.as_deref(), &socket.display().to_string()))
+    Ok(answer(&given, setting.as_deref(), &socket.display().to_string()))
 }
 
 /// Whose shim it is: the container's own, or its pod's.
