@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # containerd.sh: prints, a line each, `NAME VERSION DIRECTORY` of the containerds that the tests run against, side by side: 1.6, 1.7 and
-# 2.x, with the runc of this system's release and the CNI plugins. Nothing of them is installed: Debian's packages are unpacked into
+# 2.x, with the runc of this system's release, the CNI plugins and a mkfs.erofs that containerd's erofs snapshotter can use. Nothing of them is installed: Debian's packages are unpacked into
 # the cache, so that a containerd which the machine's owner runs is left alone.
 # Promises: what cannot be had (no network, a mirror without that release) is said, and the others are printed all the same.
 set -euo pipefail
@@ -11,6 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/apt-mirror.sh"
 RELEASES=(1.6:bookworm 1.7:trixie 2:sid)
 # runc and the plugins come from the oldest, which has the lowest demands on the system's libc; containerd is linked statically enough.
 TOOLS=(runc containernetworking-plugins)
+# mkfs.erofs makes images of tar files from 1.8 on. It wants a newer libc than this system's, so it comes with its own, and with the
+# libraries that it is linked to.
+EROFS=(erofs-utils libc6 libdeflate0 liblz4-1 liblzma5 libpcre2-8-0 libselinux1 libuuid1 libxxhash0 libzstd1 zlib1g)
 
 # apt's own lists, cache and sources for one release, and a status file without a package, so that no dependency matters.
 # It prints the options, a line each.
@@ -58,9 +61,22 @@ fetch() {
 
 version_of() { "$1/usr/bin/containerd" --version 2>/dev/null | sed -nE 's/.* v?([0-9]+\.[0-9.]+)[^ ]* .*/\1/p'; }
 
+# fetch_erofs INTO: mkfs.erofs, started by the linker that it came with
+fetch_erofs() {
+    local into=$1 linker
+    fetch trixie "${EROFS[@]}" "$into"
+    linker=$(cd "$into" && echo usr/lib*/ld-linux-*.so.*)
+    mkdir -p "$into/bin"
+    # shellcheck disable=SC2016 # the wrapper's own variables
+    printf '#!/bin/sh\nhere=${0%%/bin/*}\nexec "$here/%s" --library-path "$here/usr/lib/%s-linux-gnu" "$here/usr/bin/mkfs.erofs" "$@"\n' \
+        "$linker" "$MACHINE" >"$into/bin/mkfs.erofs"
+    chmod 755 "$into/bin/mkfs.erofs"
+    [[ $("$into/bin/mkfs.erofs" --help 2>&1) == *--tar* ]]
+}
+
 if [[ ${1:-} == --fetch ]]; then
     shift
-    in_cache "$1" fetch "${@:2}"
+    if [[ $2 == erofs ]]; then in_cache "$1" fetch_erofs; else in_cache "$1" fetch "${@:2}"; fi
     exit
 fi
 
@@ -72,6 +88,11 @@ if "${BASH_SOURCE[0]}" --fetch "$(place tools)" bookworm "${TOOLS[@]}"; then
     echo "tools - $CACHE/$(place tools)"
 else
     say "SKIPPED: runc and the CNI plugins could not be had (the reason is above)"
+fi
+if "${BASH_SOURCE[0]}" --fetch "$(place erofs)" erofs; then
+    echo "erofs - $CACHE/$(place erofs)"
+else
+    say "SKIPPED: the erofs snapshotter (no mkfs.erofs of Debian trixie; the reason is above)"
 fi
 for pair in "${RELEASES[@]}"; do
     name=${pair%:*} release=${pair#*:}

@@ -20,6 +20,9 @@ use super::{Version, image, version};
 /// The image's name in containerd.
 pub const IMAGE: &str = "docker.io/vminitd/test:latest";
 
+/// Room in an image of the blockfile snapshotter.
+const SCRATCH_BYTES: u64 = 48 << 20;
+
 /// How long what a test has ended may take to be gone.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -55,6 +58,15 @@ impl Runtime {
     }
 }
 
+/// How a containerd is set up, where a test wants more than the usual.
+#[derive(Clone, Debug, Default)]
+pub struct SetUp {
+    /// Variables of its environment, which its shims inherit.
+    pub env: Vec<(&'static str, String)>,
+    /// The erofs and blockfile snapshotters.
+    pub block_snapshotters: bool,
+}
+
 /// A running containerd.
 pub struct Containerd {
     /// Where it runs.
@@ -68,18 +80,24 @@ pub struct Containerd {
     pub namespace: String,
     /// nsenter, whose child the daemon is.
     daemon: Option<Child>,
+    set_up: SetUp,
     before: BTreeSet<String>,
 }
 
 /// Runs a test on a containerd of this name (`1.6`, `1.7`, `2`) with our runtime; skips it aloud when that could not be
 /// had. What the test leaves behind fails it.
 pub fn with_containerd(name: &str, test: impl FnOnce(&mut Containerd)) {
+    with_containerd_set_up(name, SetUp::default(), test);
+}
+
+/// The same, set up otherwise.
+pub fn with_containerd_set_up(name: &str, set_up: SetUp, test: impl FnOnce(&mut Containerd)) {
     let Some(version) = version(name) else {
         // Past the capture of libtest: a skip is for people to see.
         let _ = writeln!(std::io::stderr(), "SKIPPED: there is no containerd {name} to test with");
         return;
     };
-    let mut containerd = Containerd::start(version, Runtime::Vminitd);
+    let mut containerd = Containerd::start_set_up(version, Runtime::Vminitd, set_up);
     test(&mut containerd);
     containerd.assert_nothing_left();
 }
@@ -87,12 +105,17 @@ pub fn with_containerd(name: &str, test: impl FnOnce(&mut Containerd)) {
 impl Containerd {
     /// Starts it and imports the image.
     pub fn start(version: Version, runtime: Runtime) -> Self {
+        Self::start_set_up(version, runtime, SetUp::default())
+    }
+
+    /// The same, set up otherwise.
+    pub fn start_set_up(version: Version, runtime: Runtime, set_up: SetUp) -> Self {
         let host = Host::new();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("vminitd-rig-{}-{number}", std::process::id());
         let before = BTreeSet::new();
-        let mut this = Self { host, version, runtime, namespace, daemon: None, before };
+        let mut this = Self { host, version, runtime, namespace, daemon: None, set_up, before };
         this.start_daemon();
         let image = image().to_str().expect("a path of ours");
         this.ctr(&["images", "import", "--snapshotter", "overlayfs", image]).good();
@@ -102,9 +125,30 @@ impl Containerd {
 
     fn config(&self) -> String {
         let root = self.host.dir().join("root");
-        format!(
+        let mut config = format!(
             "version = 2\nroot = {root:?}\nstate = \"/run/containerd\"\ndisabled_plugins = {WITHOUT:?}\n[debug]\n  level = \"debug\"\n"
-        )
+        );
+        if self.set_up.block_snapshotters {
+            let scratch = self.scratch();
+            config += &format!(
+                "[plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"erofs\", \"walking\"]\n\
+                 [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n  scratch_file = {scratch:?}\n  fs_type = \"ext4\"\n  mount_options = [\"loop\"]\n"
+            );
+        }
+        config
+    }
+
+    /// An empty filesystem, of which the blockfile snapshotter makes copies.
+    fn scratch(&self) -> PathBuf {
+        let path = self.host.dir().join("scratch.ext4");
+        if !path.exists() {
+            let file = File::create(&path).expect("a new file");
+            file.set_len(SCRATCH_BYTES).expect("a sparse file");
+            let mut mkfs = Command::new("mkfs.ext4");
+            mkfs.args(["-q", "-O", "^has_journal"]).arg(&path);
+            assert!(mkfs.status().expect("mkfs.ext4").success());
+        }
+        path
     }
 
     fn path(&self) -> String {
@@ -112,7 +156,10 @@ impl Containerd {
             .expect("VMINITD_DIST is not set; run containerd's tests with `./dev test`");
         let own =
             [Path::new(&dist).join("bin"), self.version.bin.clone(), self.version.runc.clone()];
-        let own = own.map(|path| path.to_str().expect("a path of ours").to_owned()).join(":");
+        let own = own.into_iter().chain(self.version.erofs.clone());
+        let own: Vec<String> =
+            own.map(|path| path.to_str().expect("a path of ours").to_owned()).collect();
+        let own = own.join(":");
         format!("{own}:{}", std::env::var("PATH").unwrap_or_default())
     }
 
@@ -134,6 +181,7 @@ impl Containerd {
         let log = File::options().append(true).create(true).open(self.log_path()).expect("a log");
         let mut daemon = self.host.command(self.version.bin.join("containerd"));
         daemon.arg("--config").arg(&config).env("PATH", self.path());
+        daemon.envs(self.set_up.env.iter().map(|(name, value)| (name, value)));
         daemon.stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.daemon = Some(daemon.spawn().expect("nsenter"));
         let serves = || (self.ctr(&["version"]).status == 0).then_some(());

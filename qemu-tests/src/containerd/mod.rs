@@ -12,12 +12,16 @@
 //! mounted, listening or lying about fails it, and is gone afterwards. What could not be fetched is skipped aloud.
 //! Never: needs a registry.
 
+mod alone;
 mod daemon;
 mod host;
 mod image;
 mod version;
 
-pub use daemon::{Containerd, Events, IMAGE, Runtime, with_containerd};
+pub use alone::{LoneShim, bootstrap_params, call_shim, config, field};
+pub use daemon::{
+    Containerd, Events, IMAGE, Runtime, SetUp, with_containerd, with_containerd_set_up,
+};
 pub use host::{Host, Outcome, Process};
 pub use image::image;
 pub use version::{Version, version};

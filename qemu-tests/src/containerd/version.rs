@@ -15,6 +15,8 @@ pub struct Version {
     pub runc: PathBuf,
     /// Directory of the CNI plugins.
     pub cni: PathBuf,
+    /// Directory of a mkfs.erofs that makes images of tar files, if one could be had.
+    pub erofs: Option<PathBuf>,
 }
 
 /// The containerd of that name, `None` when it could not be had.
@@ -36,6 +38,7 @@ fn parse(list: &str, name: &str) -> Option<Version> {
         bin: Path::new(found[2]).join("usr/bin"),
         runc: tools.join("usr/sbin"),
         cni: tools.join("usr/lib/cni"),
+        erofs: row("erofs").map(|row| Path::new(row[2]).join("bin")),
     })
 }
 
@@ -45,13 +48,14 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_list_cannot_be_had() {
-        let list = "tools - /c/t x\n1.6 1.6.20 /c/16\n";
+        let list = "tools - /c/t x\nerofs - /c/e\n1.6 1.6.20 /c/16\n";
         let found = parse(list, "1.6").unwrap();
         assert_eq!(
             (found.number.as_str(), found.bin.as_path()),
             ("1.6.20", Path::new("/c/16/usr/bin"))
         );
         assert_eq!(found.cni, Path::new("/c/t x/usr/lib/cni"));
+        assert_eq!(found.erofs.as_deref(), Some(Path::new("/c/e/bin")));
         assert_eq!(parse(list, "1.7"), None);
         assert_eq!(parse("1.6 1.6.20 /c/16\n", "1.6"), None, "without runc there is no comparison");
     }

@@ -8,12 +8,16 @@
 //! | `life` | run, exec, kill and what else ctr asks of a task |
 //! | `look` | `vminitctl` on a VM that a shim owns; other snapshotters |
 //! | `network` | networks of tasks |
+//! | `protocol` | the start of a shim, in each generation of containerd |
 //! | `rig` | the rig itself, with runc: it works, and it sees what is left behind |
+//! | `snapshotters` | root filesystems of other snapshotters than the usual |
 //! | `stdio` | output: every byte |
 
 mod failure;
 mod life;
 mod look;
 mod network;
+mod protocol;
 mod rig;
+mod snapshotters;
 mod stdio;

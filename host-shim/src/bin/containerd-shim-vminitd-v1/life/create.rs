@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use host_shim::chain;
+use host_shim::container::user_network::FILES;
 use host_shim::guest::{CallError, Guest, unlimited};
 use host_shim::vm::Serial;
 use prost::Message;
@@ -34,6 +35,7 @@ use super::shim::Shim;
 use super::size;
 use super::spec::{self, Around, Bind};
 use super::stdio::{Stdio, Uris, Wish as StdioWish};
+use crate::protocol::start::GROUPS;
 
 /// How often it is tried when the agent is lost meanwhile.
 const TRIES: usize = 5;
@@ -66,7 +68,8 @@ impl Shim {
         let rootfs =
             Rootfs::sort(&request.rootfs).map_err(|error| Failure::Invalid(error.to_string()))?;
         let mut binds = spec::binds(&config, &bundle);
-        let is_pod = config["annotations"]["io.kubernetes.cri.sandbox-id"].is_string();
+        // Others may come, and want directories.
+        let is_pod = GROUPS.iter().any(|group| config["annotations"][*group].is_string());
         let on_host = is_pod || !matches!(rootfs, Rootfs::Disks { .. });
         let mut files = Vec::new();
         if !on_host {
@@ -161,7 +164,7 @@ impl Shim {
         };
         let (vm, id, binds) = (sandbox.clone(), request.id.clone(), given.binds);
         let on_host = move || on_host(&vm, &id, &shared, &binds);
-        let (root, places) = tokio::task::spawn_blocking(on_host)
+        let OnHost { root, placeless, places } = tokio::task::spawn_blocking(on_host)
             .await
             .map_err(|panic| Failure::failed(&panic))??;
         let mounts = match rootfs {
@@ -173,7 +176,8 @@ impl Shim {
             _ => root.into_iter().map(bind_mount).collect(),
         };
         let pids: Vec<u32> = self.containers().iter().map(|other| other.init.pid()).collect();
-        spec::change(config, &places, Around { pids: &pids, network: sandbox.network });
+        let around = Around { pids: &pids, network: sandbox.network, placeless: &placeless };
+        spec::change(config, &places, around);
         Ok(Placed { mounts, disks: given.disks, files: given.files, hooks: given.hooks })
     }
 
@@ -260,21 +264,30 @@ struct Placed {
     hooks: Option<Hooks>,
 }
 
-type OnHost = (Option<String>, Vec<(usize, String)>);
+/// What a container has of the host.
+#[derive(Default)]
+struct OnHost {
+    /// Where the guest has its root filesystem.
+    root: Option<String>,
+    /// See [`Around`].
+    placeless: Vec<&'static str>,
+    /// Where the guest has what it binds, by the mount's number.
+    places: Vec<(usize, String)>,
+}
 
 fn on_host(vm: &Sandbox, id: &str, rootfs: &[Mount], binds: &[Bind]) -> Result<OnHost, Failure> {
     let Some(share) = &vm.share else {
         return match rootfs.is_empty() && binds.is_empty() {
-            true => Ok((None, Vec::new())),
+            true => Ok(OnHost::default()),
             false => Err(Failure::Failed(
                 "this VM was made without a share of the host's directories".to_owned(),
             )),
         };
     };
     let fail = |error| Failure::failed(&error);
-    let root = match rootfs {
-        [] => None,
-        mounts => Some(share.rootfs(id, mounts).map_err(fail)?),
+    let (root, placeless) = match rootfs {
+        [] => (None, Vec::new()),
+        mounts => (Some(share.rootfs(id, mounts).map_err(fail)?), share.placeless(id, &FILES)),
     };
     let mut places = Vec::new();
     for bind in binds {
@@ -282,7 +295,7 @@ fn on_host(vm: &Sandbox, id: &str, rootfs: &[Mount], binds: &[Bind]) -> Result<O
         let place = share.bind(id, &name, &bind.source, bind.read_only).map_err(fail)?;
         places.push((bind.index, place));
     }
-    Ok((root, places))
+    Ok(OnHost { root, placeless, places })
 }
 
 /// Streams for the process, in the guest; `None`: the agent was lost.

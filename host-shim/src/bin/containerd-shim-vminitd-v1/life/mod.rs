@@ -16,6 +16,7 @@ mod create;
 mod events;
 pub mod failure;
 pub mod hooks;
+mod layers;
 mod logger;
 mod process;
 mod rootfs;

@@ -4,7 +4,12 @@
 //! |---|---|---|
 //! | overlayfs, native | `overlay`, `bind` of directories | mounted on the host, below the shared root |
 //! | blockfile | `ext4` of an image file | a disk, mounted in the guest |
-//! | erofs | `erofs` of image files, `format/mkdir/overlay` | disks, mounted in the guest; templates are passed on |
+//! | erofs, with `default_size` | `ext4` and `erofs` of image files, `format/mkdir/overlay` | disks, mounted in the guest; templates are passed on |
+//! | erofs, without | `erofs` of image files, `format/mkdir/overlay` with directories of the host to write to | mounted on the host, below the shared root |
+//!
+//! A directory of the host cannot be what an overlay of the guest writes to in the form that the snapshotter reads again:
+//! so where one is needed, all of it is mounted on the host, as containerd would. With an image that the guest writes this
+//! is refused: whatever is in that is the guest's, and not for the host's kernel to look at.
 //!
 //! Promises: what cannot be done is an error that names the mount. Never: mounts.
 
@@ -13,7 +18,7 @@ use std::path::PathBuf;
 use vminitd_protocol::pb::containerd::types::Mount;
 
 /// Filesystems that our guest's kernel mounts from disks.
-const IMAGES: [&str; 3] = ["erofs", "ext4", "squashfs"];
+pub const IMAGES: [&str; 3] = ["erofs", "ext4", "squashfs"];
 
 /// Of these, those that nobody can write.
 const READ_ONLY: [&str; 2] = ["erofs", "squashfs"];
@@ -46,9 +51,9 @@ pub struct Image {
 /// Mounts that cannot be made. The snapshotter's fault, or ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RootfsError {
-    /// Directories of the host below disks of the guest.
+    /// Directories of the host beside an image that the guest writes.
     #[error(
-        "rootfs: mount {index} ({kind}) needs {path:?} of the host beside disks; let the snapshotter use block devices for what is written"
+        "rootfs: mount {index} ({kind}) needs {path:?} of the host beside an image that is written; let the snapshotter use images for all"
     )]
     Mixed {
         /// Which.
@@ -70,8 +75,9 @@ impl Rootfs {
         if !mounts.iter().any(in_guest) {
             return Ok(Self::Shared(mounts.to_vec()));
         }
-        let mut images = Vec::new();
+        let mut images: Vec<(usize, Image)> = Vec::new();
         let mut passed = Vec::new();
+        let mut of_host = None;
         for (index, mount) in mounts.iter().enumerate() {
             let mut mount = mount.clone();
             let is_image = IMAGES.contains(&kind(&mount)) && !mount.source.contains("{{");
@@ -79,11 +85,17 @@ impl Rootfs {
                 let read_only = READ_ONLY.contains(&kind(&mount)) || says(&mount, "ro");
                 images.push((index, Image { path: mount.source.clone().into(), read_only }));
                 mount.options.retain(|option| option != "loop");
-            } else if let Some(path) = host_path(&mount) {
-                let kind = mount.r#type.clone();
-                return Err(RootfsError::Mixed { index, kind, path });
+            }
+            if let Some(path) = host_path(&mount) {
+                of_host.get_or_insert((index, mount.r#type.clone(), path));
             }
             passed.push(mount);
+        }
+        if let Some((index, kind, path)) = of_host {
+            return match images.iter().all(|(_, image)| image.read_only) {
+                true => Ok(Self::Shared(mounts.to_vec())),
+                false => Err(RootfsError::Mixed { index, kind, path }),
+            };
         }
         Ok(Self::Disks { mounts: passed, images })
     }
@@ -99,7 +111,7 @@ pub fn on_disks(mounts: &[Mount], images: &[(usize, Image)], sources: &[String])
 }
 
 /// The filesystem, without what is to be done before.
-fn kind(mount: &Mount) -> &str {
+pub fn kind(mount: &Mount) -> &str {
     let kind = mount.r#type.strip_prefix("format/").unwrap_or(&mount.r#type);
     kind.strip_prefix("mkdir/").unwrap_or(kind)
 }
@@ -110,7 +122,8 @@ fn says(mount: &Mount, word: &str) -> bool {
 
 /// A path of the host that a mount in the guest cannot have.
 fn host_path(mount: &Mount) -> Option<String> {
-    let layers = ["lowerdir=", "upperdir=", "workdir="];
+    // An erofs may be parts of several files.
+    let layers = ["lowerdir=", "upperdir=", "workdir=", "device="];
     let layer = mount.options.iter().find_map(|option| {
         let path = layers.iter().find_map(|key| option.strip_prefix(key))?;
         path.starts_with('/').then(|| path.to_owned())
@@ -177,15 +190,21 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_the_host_beside_disks_is_named() {
-        let mounts = [
-            mount("erofs", "/1.erofs", &["ro"]),
-            mount("format/overlay", "overlay", &["lowerdir={{ mount 0 }}", "upperdir=/host/fs"]),
-        ];
-        let error = Rootfs::sort(&mounts).unwrap_err().to_string();
+    fn layers_below_a_directory_of_the_host_are_mounted_there_unless_the_guest_writes_one() {
+        let overlay = mount(
+            "format/mkdir/overlay",
+            "overlay",
+            &["workdir=/s/2/work", "upperdir=/s/2/fs", "lowerdir={{ mount 0 }}"],
+        );
+        let layers = [mount("erofs", "/s/1/layer.erofs", &["ro", "loop"]), overlay.clone()];
+        assert_eq!(Rootfs::sort(&layers).unwrap(), Rootfs::Shared(layers.to_vec()));
+        let error = Rootfs::sort(&[mount("ext4", "/rw.img", &[]), overlay]).unwrap_err();
+        let error = error.to_string();
         assert!(
-            error.contains("mount 1 (format/overlay)") && error.contains("/host/fs"),
+            error.contains("mount 1 (format/mkdir/overlay)") && error.contains("/s/2/work"),
             "{error}"
         );
+        let parts = [mount("erofs", "/s/fsmeta.erofs", &["ro", "device=/s/1/layer.erofs"])];
+        assert_eq!(Rootfs::sort(&parts).unwrap(), Rootfs::Shared(parts.to_vec()));
     }
 }

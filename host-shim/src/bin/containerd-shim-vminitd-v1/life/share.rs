@@ -9,7 +9,8 @@
 //!
 //! Owns: these mounts. They are in a mount namespace of the shim's, so that the kernel takes them away with the last
 //! of shim, vminit-vmm and virtiofsd, however these end.
-//! Promises: what is mounted read-only cannot be written by the guest, whatever it does; a mount that appears on the
+//! Promises: what is mounted read-only cannot be written by the guest, whatever it does (so a mount is made elsewhere, and
+//! appears in the shared root with its flags: flags that are set later do not spread to virtiofsd's); a mount that appears on the
 //! host below a bound directory appears in the guest too.
 //! Never: is seen by another process of the host.
 
@@ -17,10 +18,15 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{AccessFlags, access};
 use vminitd_protocol::pb::containerd::types::Mount;
+
+use super::layers::{self, LayerError};
+use super::rootfs::IMAGES;
 
 /// Where the guest has the shared root.
 pub const GUEST_SHARE: &str = "/run/host";
@@ -63,6 +69,9 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// Layers that cannot be put together.
+    #[error(transparent)]
+    Layers(#[from] LayerError),
     /// More layers than fit.
     #[error("the options of {what} have {bytes} bytes; {MAX_DATA} are the most")]
     TooLong {
@@ -115,14 +124,35 @@ impl ShareRoot {
     pub fn rootfs(&self, container: &str, mounts: &[Mount]) -> Result<String, MountError> {
         let place = self.path.join(container).join("rootfs");
         make_directory(&place)?;
-        for mount in mounts {
-            let target = match mount.target.as_str() {
-                "" => place.clone(),
-                inside => place.join(inside.trim_start_matches('/')),
-            };
-            mount_one(mount, &target)?;
+        if mounts.iter().any(|mount| mount.r#type.starts_with("format/")) {
+            layers::mount(&self.beside(container), mounts, &place)?;
+        } else {
+            for mount in mounts {
+                let target = match mount.target.as_str() {
+                    "" => place.clone(),
+                    inside => place.join(inside.trim_start_matches('/')),
+                };
+                mount_one(&self.beside(container), mount, &target)?;
+            }
         }
         Ok(format!("{GUEST_SHARE}/{container}/rootfs"))
+    }
+
+    /// Those of `files` that a container's root filesystem has not, where nobody can make them.
+    pub fn placeless(&self, container: &str, files: &[&'static str]) -> Vec<&'static str> {
+        let root = self.path.join(container).join("rootfs");
+        if access(&root, AccessFlags::W_OK) != Err(nix::Error::EROFS) {
+            return Vec::new();
+        }
+        // A link's target is looked for in the guest.
+        let absent =
+            |file: &&&str| root.join(file.trim_start_matches('/')).symlink_metadata().is_err();
+        files.iter().filter(absent).copied().collect()
+    }
+
+    /// A directory for what a container's mounts are made of: not below what is served. It is made when it is wanted.
+    fn beside(&self, container: &str) -> PathBuf {
+        self.path.with_file_name(format!("layers-{container}"))
     }
 
     /// Binds a path of the host; returns where the guest has it.
@@ -142,7 +172,8 @@ impl ShareRoot {
             File::create(&place)
                 .map_err(|source| MountError::Place { path: place.clone(), source })?;
         }
-        bind(source, &place, true, read_only.then_some(MsFlags::MS_RDONLY))?;
+        let flags = read_only.then_some(MsFlags::MS_RDONLY);
+        bind(&self.beside(container), source, &place, true, flags)?;
         Ok(format!("{GUEST_SHARE}/{container}/{name}"))
     }
 
@@ -168,8 +199,9 @@ fn make_directory(path: &Path) -> Result<(), MountError> {
     made.map_err(|source| MountError::Place { path: path.to_owned(), source })
 }
 
-/// A bind mount and, with `flags`, these set on it.
+/// A bind mount and, with `flags`, these set on it. `beside` is a directory that is not shared.
 fn bind(
+    beside: &Path,
     source: &Path,
     target: &Path,
     recursive: bool,
@@ -181,13 +213,28 @@ fn bind(
         source: errno.into(),
     };
     let deep = if recursive { MsFlags::MS_REC } else { MsFlags::empty() };
-    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | deep, None::<&str>)
-        .map_err(fail)?;
-    if let Some(flags) = flags {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags;
-        mount(None::<&str>, target, None::<&str>, flags, None::<&str>).map_err(fail)?;
+    let bind = |source: &Path, target: &Path| {
+        mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | deep, None::<&str>)
+    };
+    let Some(flags) = flags else { return bind(source, target).map_err(fail) };
+    let staged = beside.join("staged");
+    if target.is_dir() {
+        make_directory(&staged)?;
+    } else {
+        make_directory(beside)?;
+        File::create(&staged)
+            .map_err(|source| MountError::Place { path: staged.clone(), source })?;
     }
-    Ok(())
+    let made = bind(source, &staged).and_then(|()| {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags;
+        let made = mount(None::<&str>, &staged, None::<&str>, flags, None::<&str>)
+            .and_then(|()| bind(&staged, target));
+        umount2(&staged, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
+        made
+    });
+    let _ = std::fs::remove_dir(&staged).or_else(|_| std::fs::remove_file(&staged));
+    let _ = std::fs::remove_dir(beside);
+    made.map_err(fail)
 }
 
 /// What the words of a mount's options mean: flags of the mount, and the rest for the filesystem.
@@ -210,6 +257,8 @@ fn flags_and_data(options: &[String]) -> (MsFlags, Vec<&str>) {
             "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
             "bind" => flags |= MsFlags::MS_BIND,
             "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
+            // For images, where it is seen to.
+            "loop" => {}
             "suid" | "dev" | "exec" | "atime" | "diratime" | "async" | "defaults" | "" => {}
             other => data.push(other),
         }
@@ -217,12 +266,14 @@ fn flags_and_data(options: &[String]) -> (MsFlags, Vec<&str>) {
     (flags, data)
 }
 
-fn mount_one(what: &Mount, target: &Path) -> Result<(), MountError> {
+/// Makes one mount. Its type has no prefix. `beside` is a directory that is not shared.
+pub fn mount_one(beside: &Path, what: &Mount, target: &Path) -> Result<(), MountError> {
     let (flags, data) = flags_and_data(&what.options);
     if what.r#type == "bind" || what.r#type == "rbind" || flags.contains(MsFlags::MS_BIND) {
         let recursive = flags.contains(MsFlags::MS_REC) || what.r#type == "rbind";
         let set = flags & !(MsFlags::MS_BIND | MsFlags::MS_REC);
-        return bind(Path::new(&what.source), target, recursive, (!set.is_empty()).then_some(set));
+        let set = (!set.is_empty()).then_some(set);
+        return bind(beside, Path::new(&what.source), target, recursive, set);
     }
     let data = data.join(",");
     let name = format!("{} {:?}", what.r#type, what.source);
@@ -246,7 +297,24 @@ fn mount_one(what: &Mount, target: &Path) -> Result<(), MountError> {
             scope.spawn(make).join().unwrap_or_else(panicked)
         }),
     };
+    let made = made.or_else(|error| match IMAGES.contains(&what.r#type.as_str()) {
+        // A kernel that reads no filesystem from a file wants a device in between.
+        true if error.raw_os_error() == Some(libc::ENOTBLK) => mount_by_loop(what, target),
+        _ => Err(error),
+    });
     made.map_err(|source| MountError::Mount { what: name, target: target.to_owned(), source })
+}
+
+/// mount(8) makes a loop device that goes with the mount.
+fn mount_by_loop(what: &Mount, target: &Path) -> io::Result<()> {
+    let options = [what.options.clone(), vec!["loop".to_owned()]].concat().join(",");
+    let mut mount = Command::new("mount");
+    mount.args(["-t", &what.r#type, "-o", &options]).arg(&what.source).arg(target);
+    let output = mount.stdin(Stdio::null()).output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
 }
 
 /// Overlay's options with lower directories relative to the one that all of them are below.

@@ -44,6 +44,8 @@ pub struct Around<'a> {
     pub pids: &'a [u32],
     /// Whether containers have the VM's network.
     pub network: bool,
+    /// Files that the root filesystem has no place for: it cannot be written, and they are not there.
+    pub placeless: &'a [&'static str],
 }
 
 /// The bind mounts whose sources are to be had in the guest. Relative sources are below `bundle`.
@@ -76,7 +78,7 @@ pub fn change(config: &mut Value, places: &[(usize, String)], around: Around<'_>
         }
     }
     if around.network {
-        share_network_files(config);
+        share_network_files(config, around.placeless);
     }
     if let Some(linux) = config["linux"].as_object_mut() {
         linux.remove("cgroupsPath");
@@ -91,12 +93,12 @@ pub fn change(config: &mut Value, places: &[(usize, String)], around: Around<'_>
 }
 
 /// Binds the guest's own files about its network, where nobody has said others.
-fn share_network_files(config: &mut Value) {
+fn share_network_files(config: &mut Value, placeless: &[&str]) {
     if !config["mounts"].is_array() {
         config["mounts"] = json!([]);
     }
     let Some(mounts) = config["mounts"].as_array_mut() else { return };
-    for file in FILES {
+    for file in FILES.into_iter().filter(|file| !placeless.contains(file)) {
         if !mounts.iter().any(|mount| mount["destination"] == file) {
             let options = ["bind", "ro", "nosuid", "nodev", "noexec"];
             mounts.push(
@@ -135,7 +137,7 @@ mod tests {
         config
     }
 
-    const ALONE: Around<'static> = Around { pids: &[], network: false };
+    const ALONE: Around<'static> = Around { pids: &[], network: false, placeless: &[] };
 
     #[test]
     fn only_what_is_bound_from_the_host_is_to_be_had_in_the_guest() {
@@ -172,15 +174,18 @@ mod tests {
             { "type": "uts", "path": "/proc/1/ns/uts" },
             { "type": "network", "path": "/run/netns/cni-1" },
         ]}});
-        let got = changed(config.clone(), Around { pids: &[41], network: false });
+        let got = changed(config.clone(), Around { pids: &[41], ..ALONE });
         let expected = json!([
             { "type": "pid" }, { "type": "ipc", "path": "/proc/41/ns/ipc" }, { "type": "uts" }, { "type": "network" },
         ]);
         assert_eq!(got["linux"]["namespaces"], expected);
         assert_eq!(got["linux"].get("cgroupsPath"), None);
-        let got = changed(config, Around { pids: &[41], network: true });
+        let around = Around { pids: &[41], network: true, placeless: &[] };
+        let got = changed(config.clone(), around);
         assert_eq!(got["linux"]["namespaces"].as_array().unwrap().len(), 3);
         assert_eq!(got["mounts"][0]["source"], "/etc/resolv.conf");
+        let got = changed(config, Around { placeless: &FILES, ..around });
+        assert_eq!(got["mounts"], json!([]));
     }
 
     #[test]
