@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # build.sh: makes the guest kernel from the fragments beside it and Debian's Linux 6.12 source.
 #
-#   kernel-config/build.sh                            the x86_64 kernel; about 10 minutes on 2 cores, nothing when it is in the cache
-#   kernel-config/build.sh --check-only               only merge the fragments, and check that every line was honoured (20 s)
-#   kernel-config/build.sh --arch arm64 --check-only  the same for arm64
+#   kernel-config/build.sh                this machine's kernel; about 10 minutes on 2 cores, nothing when it is in the cache
+#   kernel-config/build.sh --arch arm64   the arm64 kernel, cross-built where this machine is none
+#   kernel-config/build.sh --check-only   only merge the fragments, and check that every line was honoured (20 s)
 #
-# Prints the directory with `vmlinux` (stripped ELF, booted through PVH) and `config` on stdout, everything else on stderr.
+# Prints the directory with the kernel and its `config` on stdout, everything else on stderr. The kernel is what VMMs boot without
+# unpacking anything: x86_64's `vmlinux` (stripped ELF, booted through PVH), arm64's `Image`.
 # The directory is named after a hash of all that goes in; it appears whole or not at all, and two runs at once build once.
 # VMINITD_LINUX_TARBALL names another source (linux-6.12.*.tar.*) where apt has no linux-source-6.12.
 set -euo pipefail
@@ -14,7 +15,7 @@ source "$HERE/../scripts/lib.sh"
 
 work= # where the source is unpacked
 EXPECTED_STEPS=2000 # lines of make's short output, only for the progress line
-arch=x86_64
+arch=$GUEST_ARCH
 check_only=false
 while (($#)); do
     case $1 in
@@ -26,12 +27,13 @@ while (($#)); do
     shift
 done
 [[ $arch == x86_64 || $arch == arm64 ]] || die "--arch: $arch is neither x86_64 nor arm64"
-$check_only || [[ $arch == "$MACHINE" ]] || die "only --check-only is there for $arch on $MACHINE"
+$check_only || [[ $arch == "$GUEST_ARCH" || $arch == arm64 ]] || die "only --check-only is there for $arch on $MACHINE"
 fragments=("$HERE/common.fragment" "$HERE/$arch.fragment")
 
 main() {
     check_reasons
     apt_need "the kernel build" make gcc libc6-dev flex bison bc libelf-dev xz-utils perl
+    find_compiler
     find_source
     reproducible
     if $check_only; then
@@ -43,10 +45,10 @@ main() {
     local id
     id=$({
         plain_fragments
-        declare -f reproducible configure compile # without their comments: wording rebuilds nothing
+        declare -f reproducible configure "$compile" # without their comments: wording rebuilds nothing
         echo "$source_id"
-        gcc --version | head -1
-        ld --version | head -1
+        "${prefix}gcc" --version | head -1
+        "${prefix}ld" --version | head -1
     } | short_hash)
     in_cache "kernel/$arch-$id" build "$CACHE/kernel/$arch-$id.log"
     echo "$CACHE/kernel/$arch-$id"
@@ -56,6 +58,21 @@ check_reasons() {
     local bad
     bad=$(grep -nvE '^(#.*|CONFIG_[A-Za-z0-9_]+=("[^"]*"|[^ "]+)  # .+|)$' "${fragments[@]}") || return 0
     die $'these lines are not of the form OPTION=value  # why:\n'"$bad"
+}
+
+# Sets what the compiler's programs begin with (`prefix`), whether it makes code for $arch (`can_build`), and the function that builds.
+find_compiler() {
+    prefix='' can_build=true compile=compile
+    [[ $arch != arm64 ]] || compile=compile_arm64
+    [[ $arch == arm64 && $GUEST_ARCH != arm64 ]] || return 0
+    $check_only || apt_need "the arm64 kernel" gcc-aarch64-linux-gnu
+    if command -v aarch64-linux-gnu-gcc >/dev/null; then
+        prefix=aarch64-linux-gnu-
+    else
+        $check_only || die "there is no aarch64-linux-gnu-gcc"
+        can_build=false
+    fi
+    export CROSS_COMPILE=$prefix
 }
 
 find_source() {
@@ -82,10 +99,6 @@ prepare_tree() {
     say "unpacking Linux ($source_id; 10 to 20 s)"
     mkdir "$work/src"
     tar -xf "$tarball" -C "$work/src" --strip-components=1
-    cross=true
-    if [[ $arch == arm64 && $MACHINE != aarch64 ]]; then
-        if command -v aarch64-linux-gnu-gcc >/dev/null; then export CROSS_COMPILE=aarch64-linux-gnu-; else cross=false; fi
-    fi
 }
 
 plain_fragments() { sed -nE '/^CONFIG_/s/  # .*//p' "${fragments[@]}"; }
@@ -114,7 +127,7 @@ check_honoured() {
         got=$(grep -E "^$option=" "$work/src/.config") && got=${got#*=} || got=n
         checked=$((checked + 1))
         [[ $got == "$wanted" ]] && continue
-        if [[ $line == *"  # [cc] "* ]] && ! $cross; then
+        if [[ $line == *"  # [cc] "* ]] && ! $can_build; then
             skipped+=("$option")
         else
             bad+=("$option: the fragment says $wanted, the kernel's configuration $got")
@@ -132,24 +145,32 @@ check_honoured() {
 
 # build LOG OUT: fills the directory OUT
 build() {
-    local log=$1 out=$2
+    local log=$1 out=$2 kernel
     prepare_tree
     configure
     say "building the $arch kernel (7 to 15 minutes on 2 cores; then it is in the cache)"
-    if ! compile 2>&1 | tee "$log" | progress; then
+    if ! "$compile" 2>&1 | tee "$log" | progress; then
         grep -B2 -A10 -m1 -E 'error:|Error [0-9]' "$log" >&2 || tail -n 30 "$log" >&2
         die "the kernel build failed; all of its output is in $log"
     fi
-    cp "$work/src/vmlinux.stripped" "$out/vmlinux"
+    if [[ $arch == arm64 ]]; then
+        kernel=$out/Image
+        cp "$work/src/arch/arm64/boot/Image" "$kernel"
+    else
+        kernel=$out/vmlinux
+        cp "$work/src/vmlinux.stripped" "$kernel"
+    fi
     cp "$work/src/.config" "$out/config"
     rm -f "$log"
-    say "kernel $(make -s -C "$work/src" kernelrelease) is built, $(($(stat -c %s "$out/vmlinux") >> 10)) KiB"
+    say "kernel $(make -s -C "$work/src" kernelrelease) is built, $(($(stat -c %s "$kernel") >> 10)) KiB"
 }
 
 compile() {
     make -C "$work/src" -j"$(nproc)" vmlinux
     strip --strip-all -o "$work/src/vmlinux.stripped" "$work/src/vmlinux"
 }
+
+compile_arm64() { make -C "$work/src" -j"$(nproc)" Image; }
 
 # One line that is rewritten on a terminal; elsewhere one for each tenth.
 progress() {

@@ -8,6 +8,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${VMINITD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vminitd}
 # shellcheck disable=SC2034
 MACHINE=$(uname -m)
+# shellcheck disable=SC2034
+GUEST_ARCH=${MACHINE/#aarch64/arm64} # what guests of this machine's kind are called: in dist/share/vminitd, for --arch
 
 # On a terminal cargo draws a bar; in a log its 300 lines help nobody.
 [[ -t 2 ]] || export CARGO_TERM_QUIET=${CARGO_TERM_QUIET:-true}
