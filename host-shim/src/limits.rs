@@ -29,7 +29,7 @@ pub const MAX_TAG_BYTES: usize = 36;
 /// takes to be found.
 pub const MAX_DISKS: usize = 64;
 
-/// Slots for disks that are attached later: those of one bridge.
+/// Slots for disks that are attached later: those of one bridge, or as many root ports.
 pub const MAX_HOTPLUG_SLOTS: u32 = 31;
 
 /// Shared directories of one VM; each is a process of its own here.

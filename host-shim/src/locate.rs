@@ -6,6 +6,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::vm::Arch;
+
 /// Names another kernel.
 pub const KERNEL_VARIABLE: &str = "VMINITD_KERNEL";
 /// Names another initramfs.
@@ -20,9 +22,6 @@ pub const VIRTIOFSD_VARIABLE: &str = "VMINITD_VIRTIOFSD";
 pub const TOOLBOX_VARIABLE: &str = "VMINITD_TOOLBOX";
 /// Names another directory for what can be made again.
 pub const CACHE_VARIABLE: &str = "VMINITD_CACHE";
-
-/// The guest's architecture as our directories call it.
-pub const GUEST_ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" };
 
 /// Something that is needed was found nowhere. The installation's fault, or the caller's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,16 +40,16 @@ fn list(paths: &[PathBuf]) -> String {
 }
 
 /// The guest kernel: `flag` if it was given.
-pub fn kernel(flag: Option<PathBuf>) -> Result<PathBuf, LocateError> {
-    let image = if GUEST_ARCH == "arm64" { "Image" } else { "vmlinux" };
-    Search::new("guest kernel", KERNEL_VARIABLE).flag(flag).beside(&share(image)).find()
+pub fn kernel(arch: Arch, flag: Option<PathBuf>) -> Result<PathBuf, LocateError> {
+    let image = share(arch, arch.kernel_file());
+    Search::new("guest kernel", KERNEL_VARIABLE).flag(flag).beside(&image).find()
 }
 
 /// The guest's initramfs: `flag` if it was given.
-pub fn initramfs(flag: Option<PathBuf>) -> Result<PathBuf, LocateError> {
+pub fn initramfs(arch: Arch, flag: Option<PathBuf>) -> Result<PathBuf, LocateError> {
     Search::new("initramfs", INITRAMFS_VARIABLE)
         .flag(flag)
-        .beside(&share("initramfs.cpio.zst"))
+        .beside(&share(arch, "initramfs.cpio.zst"))
         .find()
 }
 
@@ -62,10 +61,14 @@ pub fn vmm() -> Result<PathBuf, LocateError> {
         .find()
 }
 
-/// QEMU for the guest's architecture.
-pub fn qemu() -> Result<PathBuf, LocateError> {
-    let name = if GUEST_ARCH == "arm64" { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
-    Search::new("QEMU", QEMU_VARIABLE).in_path(name).at("/usr/libexec/qemu-kvm").find()
+/// The QEMU for guests of this architecture. Where a distribution has another name for it, that is the machine's own.
+pub fn qemu(arch: Arch) -> Result<PathBuf, LocateError> {
+    let name = match arch {
+        Arch::X86_64 => "qemu-system-x86_64",
+        Arch::Arm64 => "qemu-system-aarch64",
+    };
+    let search = Search::new("QEMU", QEMU_VARIABLE).in_path(name);
+    if arch == Arch::HOST { search.at("/usr/libexec/qemu-kvm").find() } else { search.find() }
 }
 
 /// The daemon that serves a directory to a guest. Distributions keep it out of PATH.
@@ -81,7 +84,7 @@ pub fn virtiofsd() -> Result<PathBuf, LocateError> {
 
 /// The image with tools for a look into a VM.
 pub fn toolbox() -> Result<PathBuf, LocateError> {
-    Search::new("toolbox", TOOLBOX_VARIABLE).beside(&share("toolbox.erofs")).find()
+    Search::new("toolbox", TOOLBOX_VARIABLE).beside(&share(Arch::HOST, "toolbox.erofs")).find()
 }
 
 /// The directory for what can be made again; `None` without a home.
@@ -93,8 +96,8 @@ pub fn cache_dir() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/vminitd")))
 }
 
-fn share(name: &str) -> PathBuf {
-    Path::new("../share/vminitd").join(GUEST_ARCH).join(name)
+fn share(arch: Arch, name: &str) -> PathBuf {
+    Path::new("../share/vminitd").join(arch.name()).join(name)
 }
 
 struct Search {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The program that is to be started instead of `vmm`; the scripts are made in `directory` if they are not there.
 pub fn vmm(directory: &Path, vmm: &Path) -> io::Result<PathBuf> {
-    let qemu = host_shim::locate::qemu().map_err(io::Error::other)?;
+    let qemu = host_shim::locate::qemu(crate::vm::arch()).map_err(io::Error::other)?;
     // Instructions are counted on one thread only.
     let qemu = format!(
         "for word do shift; [ \"$word\" != tcg,thread=multi ] || word=tcg; set -- \"$@\" \"$word\"; done\n\

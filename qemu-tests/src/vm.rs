@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use host_shim::dials;
 use host_shim::guest::{Guest, Ports, resume_after, unlimited};
 use host_shim::images::{ROOT_IMAGE_CMDLINE, ROOT_IMAGE_SERIAL};
 use host_shim::machine::{BootOptions, Exited, Machine, console_tail};
-use host_shim::vm::{Accelerator, Description, Disk, Draft, Nic, Share, Tag, VmName};
+use host_shim::vm::{Accelerator, Arch, Description, Disk, Draft, Nic, Share, Tag, VmName};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -214,7 +214,8 @@ impl Vm {
         shares.extend(options.shares.iter().cloned());
         let draft = Draft {
             name: VmName::try_from(format!("test-{}", std::process::id())).expect("a name"),
-            kernel: share.join("vmlinux"),
+            arch: arch(),
+            kernel: share.join(arch().kernel_file()),
             initramfs,
             cmdline: append.parse().expect("words for a command line"),
             memory: options.memory.parse().expect("a size"),
@@ -412,9 +413,18 @@ fn mentions(event: &Envelope, container: &str) -> bool {
         .any(|w| w[0] == 0x0a && w[1] == length && &w[2..] == container.as_bytes())
 }
 
+/// The architecture of the guests that are tested: `./dev test --arch` says which, else this machine's own.
+pub fn arch() -> Arch {
+    static ARCH: LazyLock<Arch> = LazyLock::new(|| match std::env::var("VMINITD_TEST_ARCH") {
+        Ok(name) => name.parse().unwrap_or_else(|error| panic!("VMINITD_TEST_ARCH: {error}")),
+        Err(_) => Arch::HOST,
+    });
+    *ARCH
+}
+
 /// What the guest is made of.
 pub fn guest_share() -> PathBuf {
-    host_dist().join("share/vminitd/x86_64")
+    host_dist().join("share/vminitd").join(arch().name())
 }
 
 fn host_dist() -> PathBuf {

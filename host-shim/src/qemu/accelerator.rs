@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use super::args::{Fds, arguments};
 use super::process::Process;
 use crate::limits::PROBE_TIMEOUT;
-use crate::vm::{Accelerator, Cid, Cmdline, Description, Draft};
+use crate::vm::{Accelerator, Arch, Cid, Cmdline, Description, Draft};
 
 /// Where KVM is offered.
 const KVM_NODE: &str = "/dev/kvm";
@@ -91,10 +91,20 @@ pub struct Question {
 }
 
 /// Chooses an engine for `kernel`, from what is asked for, what there is, and what is remembered below `cache`.
-pub fn choose(wanted: Accelerator, qemu: &Path, kernel: &OwnedFd, cache: Option<&Path>) -> Known {
+pub fn choose(
+    arch: Arch,
+    wanted: Accelerator,
+    qemu: &Path,
+    kernel: &OwnedFd,
+    cache: Option<&Path>,
+) -> Known {
     match wanted {
         Accelerator::Emulation => return Known::Choice(Choice::tcg("asked for")),
         Accelerator::Hardware => return Known::Choice(Choice::kvm()),
+        Accelerator::Auto if arch != Arch::HOST => {
+            let reason = format!("the guest is {arch}, this machine {}", Arch::HOST);
+            return Known::Choice(Choice::tcg(reason));
+        }
         Accelerator::Auto => {}
     }
     if let Err(error) = File::options().read(true).write(true).open(KVM_NODE) {
@@ -187,6 +197,7 @@ fn watch(console: OwnedFd, deadline: Instant) -> io::Result<Saw> {
 fn tiny_vm() -> Description {
     let draft = Draft {
         name: "probe".parse().expect("a name"),
+        arch: Arch::HOST,
         kernel: PathBuf::new(),
         initramfs: Some(PathBuf::new()),
         // Not quiet: its way to PID 1 is what we want to see.
@@ -287,10 +298,23 @@ mod tests {
         for (wanted, engine) in
             [(Accelerator::Emulation, Engine::Tcg), (Accelerator::Hardware, Engine::Kvm)]
         {
-            match choose(wanted, Path::new("qemu"), &file, None) {
+            match choose(Arch::HOST, wanted, Path::new("qemu"), &file, None) {
                 Known::Choice(choice) => assert_eq!(choice.engine, engine),
                 Known::Unknown(question) => panic!("{question:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_guest_of_another_architecture_is_emulated_without_a_probe() {
+        let file: OwnedFd = tempfile::tempfile().unwrap().into();
+        let other = Arch::ALL.into_iter().find(|arch| *arch != Arch::HOST).unwrap();
+        match choose(other, Accelerator::Auto, Path::new("qemu"), &file, None) {
+            Known::Choice(choice) => {
+                assert_eq!(choice.engine, Engine::Tcg);
+                assert!(choice.reason.contains(other.name()), "{}", choice.reason);
+            }
+            Known::Unknown(question) => panic!("{question:?}"),
         }
     }
 

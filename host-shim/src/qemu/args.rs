@@ -5,36 +5,22 @@
 use std::os::fd::RawFd;
 
 use super::accelerator::Engine;
+use super::board::Board;
 use crate::limits::MAX_DISKS;
 use crate::vm::{Cmdline, CmdlineError, Description, Network, Nic};
 
 /// What QEMU may not do once it runs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
-/// Devices of the machine's own that nothing of ours uses: less for a guest to reach, and for a kernel to look at.
-const ABSENT_DEVICES: &str = "sata=off,smbus=off,usb=off,i8042=off,vmport=off";
-
-/// Where disks go that are attached later: a bridge with 31 slots, all of which the guest watches by ACPI. Not a root
-/// port per disk: with four of them a guest executes 0.7 % more until it serves, with this bridge 0.05 %.
-pub const HOTPLUG_BUS: &str = "hot";
-
 /// How many disks get a slot of their own.
 const FEW_DISKS: usize = 8;
 
 /// Above the slots that QEMU gives to devices without an address, which it takes from the lowest on.
-const FIRST_DISK_SLOT: usize = 0x10;
+pub(super) const FIRST_DISK_SLOT: usize = 0x10;
 
 const _: () = assert!(FIRST_DISK_SLOT + MAX_DISKS / 8 < 0x1f);
 
-/// What the kernel is told first: where its console is, that a panic ends the VM, and to keep boot messages that are
-/// no warnings to itself, since each byte on an emulated serial line costs microseconds.
-///
-/// And to take per-CPU memory in pages instead of pieces of 2 MiB: the first such piece is used up when the agent's
-/// cgroup is made, and for the next one the kernel makes 4 MiB of tables, on the CPU that the agent is to start on
-/// (counted in instructions, exec of the agent takes a sixth without that).
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 percpu_alloc=page";
-
-/// What it is told besides where virtiofsd writes an emulated guest's memory.
+/// What the kernel is told besides [`Board::cmdline`] where virtiofsd writes an emulated guest's memory.
 ///
 /// Emulation keeps its translation of a page of code until it sees a write to the page, and virtiofsd's writes it
 /// does not see: programs read from a share then execute what was in the page before, and crash (a busybox shell
@@ -71,7 +57,9 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
     args.flag("-mon", "chardev=qmp,mode=control");
     args.flag("-device", "virtio-rng-pci");
     // A guest that goes on from a saved state sees another number here, and reseeds its random pool.
-    args.flag("-device", "vmgenid,guid=auto");
+    if Board::of(vm.arch()).generation_id {
+        args.flag("-device", "vmgenid,guid=auto");
+    }
     if let Some(fd) = fds.vsock {
         args.flag("-chardev", format!("socket,id=vsock,fd={fd}"));
         args.flag("-device", "vhost-user-vsock-pci,chardev=vsock");
@@ -91,8 +79,8 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
             format!("virtio-blk-pci,drive=disk{index},serial={}{address}", disk.serial),
         );
     }
-    if vm.hotplug_slots().get() > 0 {
-        args.flag("-device", format!("pcie-pci-bridge,id={HOTPLUG_BUS}"));
+    for device in Board::of(vm.arch()).socket_devices(vm.hotplug_slots().get()) {
+        args.flag("-device", device);
     }
     for (index, nic) in vm.nics().iter().enumerate() {
         args.flag("-netdev", netdev(index, nic));
@@ -151,16 +139,13 @@ impl Args {
     }
 
     fn machine(&mut self, vm: &Description, engine: Engine) {
-        let (accelerator, cpu) = match engine {
-            Engine::Kvm => ("kvm", "host"),
-            // `max` needs no page-table isolation, which halves every system call under emulation.
-            Engine::Tcg => ("tcg,thread=multi", "max"),
-        };
+        let board = Board::of(vm.arch());
+        let (accelerator, cpu) = board.processor(engine);
         let memory = vm.memory().mebibytes();
         self.flag("-name", vm.name().as_str());
         self.flag("-accel", accelerator);
         self.flag("-cpu", cpu);
-        self.flag("-machine", format!("q35,memory-backend=mem0,{}", ABSENT_DEVICES));
+        self.flag("-machine", format!("{},memory-backend=mem0", board.machine));
         self.flag("-m", format!("{memory}M"));
         // Shared, because the vsock device and virtiofsd read and write it.
         self.flag("-object", format!("memory-backend-memfd,id=mem0,size={memory}M,share=on"));
@@ -176,7 +161,7 @@ impl Args {
         if let Some(fd) = fds.initramfs {
             self.flag("-initrd", format!("/proc/self/fd/{fd}"));
         }
-        let mut ours = Cmdline::parse(CMDLINE)?;
+        let mut ours = Cmdline::parse(Board::of(vm.arch()).cmdline)?;
         if engine == Engine::Tcg && !vm.shares().is_empty() {
             ours = ours.word(CMDLINE_EMULATED_SHARES)?;
         }
@@ -201,7 +186,7 @@ impl Args {
 mod tests {
     use super::*;
     use crate::vm::tests::draft;
-    use crate::vm::{Disk, Draft, Share};
+    use crate::vm::{Arch, Disk, Draft, Share};
 
     fn fds() -> Fds {
         Fds {
@@ -215,7 +200,9 @@ mod tests {
         }
     }
 
+    /// On the machine that these tests' words are about.
     fn text(draft: Draft, engine: Engine) -> String {
+        let draft = Draft { arch: Arch::X86_64, ..draft };
         arguments(&Description::try_from(draft).unwrap(), engine, &fds()).unwrap().join(" ")
     }
 
@@ -259,7 +246,7 @@ mod tests {
         };
         let all = |count| {
             let fds = Fds { disks: (100..100 + count as RawFd).collect(), ..fds() };
-            let draft = Draft { disks: disks(count), ..draft() };
+            let draft = Draft { arch: Arch::X86_64, disks: disks(count), ..draft() };
             arguments(&Description::try_from(draft).unwrap(), Engine::Tcg, &fds).unwrap().join(" ")
         };
         assert!(!all(FEW_DISKS).contains("addr="));
@@ -308,6 +295,25 @@ mod tests {
         assert!(told(Draft { shares: shares.clone(), ..draft() }, Engine::Tcg));
         assert!(!told(Draft { shares, ..draft() }, Engine::Kvm));
         assert!(!told(draft(), Engine::Tcg));
+    }
+
+    #[test]
+    fn another_architecture_is_another_machine_with_the_same_devices() {
+        let share = Share { tag: "rootfs".parse().unwrap(), path: "/r".into(), read_only: true };
+        let draft = Draft { arch: Arch::Arm64, shares: vec![share], ..draft() };
+        let text = arguments(&Description::try_from(draft).unwrap(), Engine::Tcg, &fds())
+            .unwrap()
+            .join(" ");
+        for part in [
+            "-machine virt,",
+            "-append console=ttyAMA0 quiet panic=-1 init_on_alloc=1",
+            "-device vhost-user-vsock-pci,chardev=vsock",
+            "-device vhost-user-fs-pci,chardev=share0,tag=rootfs",
+            "-device pcie-root-port,id=hotport0,",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("percpu_alloc"), "{text}");
     }
 
     #[test]

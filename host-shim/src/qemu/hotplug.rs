@@ -9,7 +9,7 @@
 //!                                                          (DEVICE_DELETED: the guest let it go)
 //! ```
 //!
-//! Owns: which slot of the bridge has which disk. In: [`Hotplug::attach`], [`Hotplug::detach`], and what QEMU says; out:
+//! Owns: which slot of the board has which disk. In: [`Hotplug::attach`], [`Hotplug::detach`], and what QEMU says; out:
 //! actions, to be carried out in their order.
 //! Promises: each attach and detach is answered once; whatever fails, QEMU is left as it was before; a slot and a serial
 //! are given once.
@@ -21,7 +21,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
-use super::args::HOTPLUG_BUS;
+use super::board::Board;
 use crate::limits::UNPLUG_TIMEOUT;
 use crate::vm::{HotplugSlots, Serial};
 
@@ -31,6 +31,7 @@ const FIRST_FD_SET: usize = 1000;
 /// The disks of one VM. `R` is the promise of an answer.
 #[derive(Debug)]
 pub struct Hotplug<R> {
+    board: &'static Board,
     slots: Vec<Slot<R>>,
     /// Serials of the disks that were there from the start.
     cold: Vec<Serial>,
@@ -105,8 +106,8 @@ enum Phase {
 
 impl<R> Hotplug<R> {
     /// With so many free slots, beside disks that are there from the start.
-    pub fn new(slots: HotplugSlots, cold: Vec<Serial>) -> Self {
-        Self { slots: (0..slots.get()).map(|_| Slot::Free).collect(), cold, sent: 0 }
+    pub fn new(board: &'static Board, slots: HotplugSlots, cold: Vec<Serial>) -> Self {
+        Self { board, slots: (0..slots.get()).map(|_| Slot::Free).collect(), cold, sent: 0 }
     }
 
     /// Attaches a disk. It is answered when QEMU has it; the guest finds it a moment later.
@@ -182,7 +183,7 @@ impl<R> Hotplug<R> {
                 self.free(index)
             }
             (Phase::AddsNode, Ok(())) => {
-                let line = add_device(index, serial);
+                let line = add_device(self.board, index, serial);
                 self.go_on(index, Phase::AddsDevice, line)
             }
             (Phase::AddsNode, Err(text)) => {
@@ -323,10 +324,11 @@ fn add_node(index: usize, read_only: bool, host_device: bool) -> Value {
     json!({"execute": "blockdev-add", "arguments": arguments})
 }
 
-fn add_device(index: usize, serial: &Serial) -> Value {
+fn add_device(board: &Board, index: usize, serial: &Serial) -> Value {
+    let (bus, address) = board.socket(index);
     let arguments = json!({
         "driver": "virtio-blk-pci", "id": name(index), "drive": name(index), "serial": serial.as_str(),
-        "bus": HOTPLUG_BUS, "addr": format!("{:x}", index + 1), "disable-legacy": "on",
+        "bus": bus, "addr": address, "disable-legacy": "on",
     });
     json!({"execute": "device_add", "arguments": arguments})
 }

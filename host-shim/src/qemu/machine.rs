@@ -12,6 +12,7 @@ use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
 use super::accelerator::{Choice, Known, choose};
 use super::args::{Fds, arguments};
+use super::board::Board;
 use super::hotplug::{Action, Hotplug, NewDisk};
 use super::process::Process;
 use super::qmp::{self, Cause, Message};
@@ -22,7 +23,7 @@ use crate::locate::{self, LocateError};
 use crate::sys::namespaces::may_unshare;
 use crate::sys::scm;
 use crate::virtiofs::{self, Sandbox, ShareError};
-use crate::vm::{Description, Disk};
+use crate::vm::{Accelerator, Arch, Description, Disk};
 use crate::vmm::server::{Files, Order, Outbox, ReplyTo};
 use crate::vmm::{ExitReason, Exited};
 use crate::vsock::{self, ConnectError, GoneReason, VsockEvent};
@@ -219,11 +220,16 @@ impl Machine {
         if !matches!(self.state, State::Idle) {
             return reply.error(ErrorCode::State, "this vminit-vmm has its VM already");
         }
-        let qemu = match self.tools.qemu.clone().map_or_else(locate::qemu, Ok) {
+        let arch = vm.arch();
+        let qemu = match self.tools.qemu.clone().map_or_else(|| locate::qemu(arch), Ok) {
             Ok(qemu) => qemu,
             Err(error) => return self.refuse(reply, &LaunchError::Missing(error)),
         };
-        let known = choose(vm.accelerator(), &qemu, &files.kernel, self.tools.cache.as_deref());
+        if arch != Arch::HOST && vm.accelerator() == Accelerator::Hardware {
+            return self.refuse(reply, &LaunchError::Foreign { arch });
+        }
+        let cache = self.tools.cache.as_deref();
+        let known = choose(arch, vm.accelerator(), &qemu, &files.kernel, cache);
         let start = Start { vm, files, qemu, reply };
         match known {
             Known::Choice(choice) => self.launch(start, choice),
@@ -470,6 +476,7 @@ impl Vm {
             shares,
             choice,
             hotplug: Hotplug::new(
+                Board::of(vm.arch()),
                 vm.hotplug_slots(),
                 vm.disks().iter().map(|disk| disk.serial.clone()).collect(),
             ),
@@ -601,6 +608,15 @@ enum LaunchError {
     /// A program is not there. The installation's fault.
     #[error(transparent)]
     Missing(#[from] LocateError),
+    /// Only emulation runs it here. The caller's fault.
+    #[error(
+        "no hardware of this machine ({}) runs {arch} guests; leave the accelerator to us",
+        Arch::HOST
+    )]
+    Foreign {
+        /// The guest's.
+        arch: Arch,
+    },
     /// A shared directory.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -628,7 +644,8 @@ impl LaunchError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Missing(_) => ErrorCode::Missing,
-            Self::Share(ShareError::Kind { .. } | ShareError::NoNamespace { .. })
+            Self::Foreign { .. }
+            | Self::Share(ShareError::Kind { .. } | ShareError::NoNamespace { .. })
             | Self::Cmdline(_) => ErrorCode::Invalid,
             Self::Share(ShareError::Start { .. })
             | Self::Vsock(_)

@@ -19,6 +19,7 @@
 
 pub mod accelerator;
 pub mod args;
+pub mod board;
 mod hotplug;
 mod machine;
 pub mod process;

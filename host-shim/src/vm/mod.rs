@@ -5,6 +5,7 @@
 //! checks again with the same code.
 //! Never: opens a file, or knows what runs the VM.
 
+mod arch;
 mod cmdline;
 mod memory;
 mod names;
@@ -14,6 +15,7 @@ mod wire;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub use arch::{Arch, ArchError};
 pub use cmdline::{Cmdline, CmdlineError};
 pub use memory::{MemorySize, MemorySizeError};
 pub use names::{Cid, HotplugSlots, NameError, Serial, Tag, VmName};
@@ -28,6 +30,8 @@ use crate::limits::{MAX_CPUS, MAX_DISKS, MAX_GUEST_DIALS, MAX_NICS, MAX_PUBLISHE
 pub struct Draft {
     /// For people: in process lists and messages.
     pub name: VmName,
+    /// Whose instructions the guest executes.
+    pub arch: Arch,
     /// An uncompressed kernel (x86_64: the ELF file with a PVH note; arm64: the Image).
     pub kernel: PathBuf,
     /// Absent when a disk is the root.
@@ -175,6 +179,11 @@ impl Description {
         &self.0.name
     }
 
+    /// Whose instructions the guest executes.
+    pub fn arch(&self) -> Arch {
+        self.0.arch
+    }
+
     /// Where the kernel is (for vminit-vmm: where it came from).
     pub fn kernel(&self) -> &Path {
         &self.0.kernel
@@ -270,6 +279,7 @@ pub(crate) mod tests {
     pub(crate) fn draft() -> Draft {
         Draft {
             name: "test".parse().unwrap(),
+            arch: Arch::HOST,
             kernel: "/k/vmlinux".into(),
             initramfs: Some("/k/initramfs".into()),
             cmdline: Cmdline::new(),

@@ -36,7 +36,7 @@ pub enum NameError {
         /// What was given.
         text: String,
     },
-    /// More than a bridge has.
+    /// More than a board has.
     #[error("{slots} slots for disks to attach are more than {MAX_HOTPLUG_SLOTS}")]
     Slots {
         /// What was given.

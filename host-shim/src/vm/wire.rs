@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use vminitd_protocol::pb::vminitd::vmm::v1 as pb;
 
-use super::{Accelerator, Cid, Cmdline, CmdlineError, Description, DescriptionError, Disk, Draft};
+use super::{
+    Accelerator, Arch, Cid, Cmdline, CmdlineError, Description, DescriptionError, Disk, Draft,
+};
 use super::{MemorySize, MemorySizeError, NameError, Network, Nic, NicError, Share};
 
 /// Why a message is no description. The peer's fault: it checks with the same code before it sends.
@@ -35,6 +37,11 @@ impl From<&Description> for pb::VmDescription {
         let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
         Self {
             name: vm.name().to_string(),
+            arch: match vm.arch() {
+                Arch::X86_64 => pb::Architecture::X8664,
+                Arch::Arm64 => pb::Architecture::Arm64,
+            }
+            .into(),
             kernel: text(vm.kernel()),
             initramfs: vm.initramfs().map(text).unwrap_or_default(),
             cmdline: vm.cmdline().to_string(),
@@ -65,8 +72,14 @@ impl TryFrom<pb::VmDescription> for Description {
             pb::Accelerator::Hardware => Accelerator::Hardware,
             pb::Accelerator::Emulation => Accelerator::Emulation,
         };
+        let arch = match vm.arch() {
+            pb::Architecture::Native => Arch::HOST,
+            pb::Architecture::X8664 => Arch::X86_64,
+            pb::Architecture::Arm64 => Arch::Arm64,
+        };
         let draft = Draft {
             name: vm.name.try_into()?,
+            arch,
             kernel: vm.kernel.into(),
             initramfs: (!vm.initramfs.is_empty()).then(|| PathBuf::from(vm.initramfs)),
             cmdline: Cmdline::parse(&vm.cmdline)?,
@@ -154,12 +167,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_description_arrives_as_it_was_sent(
-            cpus in 1u32..=255, mebibytes in 64u64..9999, cid in 3u32..99, dials in proptest::collection::btree_set(any::<u32>(), 0..9),
+            arm: bool, cpus in 1u32..=255, mebibytes in 64u64..9999, cid in 3u32..99, dials in proptest::collection::btree_set(any::<u32>(), 0..9),
             ports in proptest::collection::btree_set(1u16.., 0..9), stream: bool,
             tags in proptest::collection::btree_set("[a-z]{1,9}", 0..8), word in "[a-z]{1,9}(=[a-z ]{1,9})?",
         ) {
             let shares = tags.iter().map(|tag| Share { tag: tag.parse().unwrap(), path: format!("/{tag}").into(), read_only: true });
             let sent = Description::try_from(Draft {
+                arch: if arm { Arch::Arm64 } else { Arch::X86_64 },
                 cpus,
                 memory: MemorySize::try_from(mebibytes << 20).unwrap(),
                 guest_cid: Cid::try_from(cid).unwrap(),

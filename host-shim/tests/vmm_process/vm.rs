@@ -84,6 +84,7 @@ pub fn draft(directory: &TempDir, cmdline: &str) -> Draft {
     fs::write(&initramfs, trailer).unwrap();
     Draft {
         name: "vmm-process".parse().unwrap(),
+        arch: Default::default(),
         kernel: dist().join("share/vminitd/x86_64/vmlinux"),
         initramfs: Some(initramfs),
         cmdline: cmdline.parse::<Cmdline>().unwrap(),

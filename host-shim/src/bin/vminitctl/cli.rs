@@ -11,7 +11,7 @@ use host_shim::ctl::Selector;
 use host_shim::dials::GuestDial;
 use host_shim::extras::Extra;
 use host_shim::images::wish::ImageWish;
-use host_shim::vm::{MemorySize, Published, VmName};
+use host_shim::vm::{Arch, MemorySize, Published, VmName};
 
 /// Runs containers, each in a small VM of its own.
 #[derive(Parser)]
@@ -306,6 +306,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "VM")]
     pub cpus: u32,
 
+    /// Architecture of the guest: x86_64 or arm64 [default: this machine's]
+    ///
+    /// The command's files are to be of the same. One that is not this machine's own is emulated, which is many times slower.
+    /// Example: --arch arm64
+    #[arg(
+        long,
+        value_name = "ARCH",
+        env = "VMINITD_ARCH",
+        hide_env_values = true,
+        default_value_t,
+        hide_default_value = true,
+        help_heading = "VM"
+    )]
+    pub arch: Arch,
+
     /// Network of the VM: user, or none [default: none, or user with --publish]
     ///
     /// With "user", the command has the VM's own network (10.0.2.15): it reaches what this machine reaches, as the user
@@ -332,7 +347,7 @@ pub struct RunArgs {
 
     /// Guest kernel, uncompressed [default: the one installed]
     ///
-    /// The one installed is share/vminitd/x86_64/vmlinux beside this program's directory.
+    /// The one installed is share/vminitd/x86_64/vmlinux (arm64/Image) beside this program's directory.
     #[arg(
         long,
         value_name = "FILE",

@@ -9,8 +9,13 @@ use super::*;
 
 const SLOTS: u32 = 3;
 
+/// Any: what the board has to say is its own tests' matter.
+fn board() -> &'static Board {
+    Board::of(crate::vm::Arch::HOST)
+}
+
 fn hotplug() -> Hotplug<u32> {
-    Hotplug::new(HotplugSlots::try_from(SLOTS).unwrap(), vec![serial("cold")])
+    Hotplug::new(board(), HotplugSlots::try_from(SLOTS).unwrap(), vec![serial("cold")])
 }
 
 fn serial(text: &str) -> Serial {
@@ -143,7 +148,8 @@ fn what_cannot_be_is_refused_by_name() {
         text(hotplug.detach(&serial("cold"), 0, now)),
         "disk \"cold\" is there for the VM's whole life"
     );
-    let mut none: Hotplug<u32> = Hotplug::new(HotplugSlots::try_from(0).unwrap(), Vec::new());
+    let mut none: Hotplug<u32> =
+        Hotplug::new(board(), HotplugSlots::try_from(0).unwrap(), Vec::new());
     assert_eq!(
         text(none.attach(disk("a"), 0)),
         "this VM was started without slots for disks to attach"

@@ -111,6 +111,7 @@ impl Images {
         let disk = Disk { serial: "root".parse()?, path: image.clone(), read_only: true };
         Ok(Draft {
             name: VmName::try_from("bench".to_owned())?,
+            arch: Default::default(),
             kernel: self.share().join("vmlinux"),
             initramfs: (!erofs).then_some(image),
             cmdline: if erofs { EROFS_ROOT } else { "" }.parse()?,

@@ -22,8 +22,8 @@ use host_shim::guest::{
 use host_shim::locate::{self, LocateError};
 use host_shim::machine::{BootError, BootOptions, DiskError, Exited, Machine};
 use host_shim::vm::{
-    Accelerator, CmdlineError, Description, DescriptionError, Disk, Draft, NameError, NicError,
-    Published, Serial, Share,
+    Accelerator, Arch, CmdlineError, Description, DescriptionError, Disk, Draft, NameError,
+    NicError, Published, Serial, Share,
 };
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
@@ -287,10 +287,14 @@ fn describe(
         cmdline = format!("{cmdline} spin.extras_disk={}", disks.len());
         disks.push(Disk { serial: "extras".to_owned().try_into()?, path, read_only: true });
     }
+    // What containerd pulls by itself is for this machine's own.
+    let arch = Arch::HOST;
+    let initramfs = path("io.vminitd.initramfs", &wish.options.initramfs);
     let draft = Draft {
         name: name(wish.id).try_into()?,
-        kernel: locate::kernel(path("io.vminitd.kernel", &wish.options.kernel))?,
-        initramfs: Some(locate::initramfs(path("io.vminitd.initramfs", &wish.options.initramfs))?),
+        arch,
+        kernel: locate::kernel(arch, path("io.vminitd.kernel", &wish.options.kernel))?,
+        initramfs: Some(locate::initramfs(arch, initramfs)?),
         cmdline: cmdline.trim().parse()?,
         memory: wish.size.memory,
         cpus: wish.size.cpus,

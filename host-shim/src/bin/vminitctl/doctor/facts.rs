@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use host_shim::locate;
+use host_shim::vm::Arch;
 
 /// Where containerd keeps what snapshotters have made, by default.
 const CONTAINERD_ROOT: &str = "/var/lib/containerd";
@@ -56,7 +57,7 @@ pub fn gather() -> Facts {
         Ok(path) => Ok(path.display().to_string()),
         Err(error) => Err(error.to_string()),
     };
-    let qemu = found(locate::qemu());
+    let qemu = found(locate::qemu(Arch::HOST));
     let config = fs::read_to_string(CONTAINERD_CONFIG).ok();
     Facts {
         kvm: match fs::File::options().read(true).write(true).open("/dev/kvm") {
@@ -74,8 +75,8 @@ pub fn gather() -> Facts {
             &fs::read_to_string("/proc/cgroups").unwrap_or_default(),
         ),
         programs: vec![
-            ("guest kernel", found(locate::kernel(None))),
-            ("guest's initramfs", found(locate::initramfs(None))),
+            ("guest kernel", found(locate::kernel(Arch::HOST, None))),
+            ("guest's initramfs", found(locate::initramfs(Arch::HOST, None))),
             ("vminit-vmm", found(locate::vmm())),
             ("virtiofsd", found(locate::virtiofsd())),
         ],

@@ -223,11 +223,12 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
             disks.insert(0, Disk { serial, path: path.clone(), read_only: true });
             None
         }
-        None => Some(locate::initramfs(args.initramfs.clone())?),
+        None => Some(locate::initramfs(args.arch, args.initramfs.clone())?),
     };
     let mut draft = Draft {
         name: vm.name.clone(),
-        kernel: locate::kernel(args.kernel.clone())?,
+        arch: args.arch,
+        kernel: locate::kernel(args.arch, args.kernel.clone())?,
         initramfs,
         cmdline,
         nics: network::nics(args, vm.container.network),
