@@ -25,10 +25,10 @@ pub use blow::Blow;
 pub use container::{ALL_CAPABILITIES, Exit, Running, Task, Wish, mount};
 pub use exec::{Exec, ExecWish, RunningExec};
 pub use leaks::{Listing, inspector};
-pub use rootfs::{guest_program, rootfs};
+pub use rootfs::{busybox, guest_program, rootfs};
 pub use steady::{Ended, Life, Steady};
 pub use vm::{
-    Options, ROOTFS_TAG, Vm, guest_share, vm_test, vm_test_on_each_medium,
+    Options, ROOTFS_TAG, Vm, arch, guest_share, vm_test, vm_test_on_each_medium,
     vm_test_on_each_medium_in_test_all, vm_test_with,
 };
 

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
+use host_shim::vm::Arch;
 use tempfile::TempDir;
+
+use crate::vm::arch;
 
 /// Directories that a container expects to find, or to mount on.
 const DIRECTORIES: [&str; 11] =
@@ -42,16 +45,28 @@ pub fn guest_program(name: &str) -> PathBuf {
     path
 }
 
+/// A static busybox of the guests' architecture.
+pub fn busybox() -> PathBuf {
+    match std::env::var_os("VMINITD_TEST_BUSYBOX") {
+        Some(named) => PathBuf::from(named),
+        None if arch() == Arch::HOST => our_busybox(),
+        None => panic!("no busybox for {} guests; run the VM tests with `./dev test`", arch()),
+    }
+}
+
+/// The one of this machine, which can be asked for its applets: another architecture's has the same.
+fn our_busybox() -> PathBuf {
+    let places = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
+    let found = places.into_iter().find(|place| place.exists());
+    found.expect("busybox-static is not installed; run the VM tests with `./dev test`")
+}
+
 fn fill(root: &Path) {
     for directory in DIRECTORIES {
         fs::create_dir_all(root.join(directory)).expect("a new directory");
     }
-    let busybox =
-        ["/bin/busybox", "/usr/bin/busybox"].into_iter().map(Path::new).find(|p| p.exists());
-    let busybox =
-        busybox.expect("busybox-static is not installed; run the VM tests with `./dev test`");
-    fs::copy(busybox, root.join("bin/busybox")).expect("copy of busybox");
-    let applets = Command::new(busybox).arg("--list").output().expect("busybox runs");
+    fs::copy(busybox(), root.join("bin/busybox")).expect("copy of busybox");
+    let applets = Command::new(our_busybox()).arg("--list").output().expect("busybox runs");
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|name| *name != "busybox")
     {
         symlink("busybox", root.join("bin").join(applet)).expect("a new link");

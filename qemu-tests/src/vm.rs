@@ -415,8 +415,8 @@ fn mentions(event: &Envelope, container: &str) -> bool {
 
 /// The architecture of the guests that are tested: `./dev test --arch` says which, else this machine's own.
 pub fn arch() -> Arch {
-    static ARCH: LazyLock<Arch> = LazyLock::new(|| match std::env::var("VMINITD_TEST_ARCH") {
-        Ok(name) => name.parse().unwrap_or_else(|error| panic!("VMINITD_TEST_ARCH: {error}")),
+    static ARCH: LazyLock<Arch> = LazyLock::new(|| match std::env::var("VMINITD_ARCH") {
+        Ok(name) => name.parse().unwrap_or_else(|error| panic!("VMINITD_ARCH: {error}")),
         Err(_) => Arch::HOST,
     });
     *ARCH

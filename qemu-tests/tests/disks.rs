@@ -11,7 +11,7 @@ use std::time::Duration;
 use host_shim::guest::unlimited;
 use qemu_tests::images::{disk, erofs, ext4, layer};
 use qemu_tests::{
-    Blow, Options, PATIENCE_S, Vm, Wish, inspector, mount, vm_test_on_each_medium,
+    Blow, Options, PATIENCE_S, Vm, Wish, busybox, inspector, mount, vm_test_on_each_medium,
     vm_test_on_each_medium_in_test_all,
 };
 use tempfile::TempDir;
@@ -34,9 +34,7 @@ pub fn root(directory: &Path, name: &str) -> PathBuf {
     for place in ["bin", "proc", "dev", "sys", "run", "tmp"] {
         fs::create_dir(tree.join(place)).expect("a new directory");
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
-    let busybox = busybox.into_iter().find(|path| path.exists()).expect("busybox-static");
-    fs::copy(busybox, tree.join("bin/busybox")).expect("a copy");
+    fs::copy(busybox(), tree.join("bin/busybox")).expect("a copy");
     tree
 }
 

@@ -103,10 +103,9 @@ fn core_pattern_of_a_container_runs_nothing_as_the_guests_root() {
 #[test]
 fn reboot_by_a_container_ends_that_container_only() {
     vm_test(async |vm| {
-        let number = libc::SYS_reboot.to_string();
         let (magic, again) =
             (libc::LINUX_REBOOT_MAGIC1.to_string(), libc::LINUX_REBOOT_MAGIC2.to_string());
-        let words = ["attack", "call", &number, &magic, &again, "1126301404"];
+        let words = ["attack", "call", "reboot", &magic, &again, "1126301404"];
         let exit = vm.run("default", Wish::new(&words)).await;
         assert_eq!((exit.status, exit.text().as_str()), (0, "EPERM\n"));
         // The kernel ends the first process of that pid namespace, with SIGINT for a power-off.

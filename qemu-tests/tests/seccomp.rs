@@ -1,19 +1,13 @@
 //! Filters of the runtime spec: what a filtered process gets from its system calls, with and without no_new_privs.
 //!
-//! `attack call NUMBER` makes one call and prints its answer.
+//! `attack call NAME` makes one call and prints its answer.
 
-use qemu_tests::{Blow, ExecWish, Wish, vm_test};
+use host_shim::vm::Arch;
+use qemu_tests::{Blow, ExecWish, Wish, arch, vm_test};
 use serde_json::{Value, json};
 
 fn call(name: &str) -> Vec<String> {
-    let number = match name {
-        "personality" => libc::SYS_personality,
-        "mkdirat" => libc::SYS_mkdirat,
-        "acct" => libc::SYS_acct,
-        "getpid" => libc::SYS_getpid,
-        other => panic!("{other}"),
-    };
-    vec!["attack".to_owned(), "call".to_owned(), number.to_string()]
+    ["attack", "call", name].map(str::to_owned).to_vec()
 }
 
 /// `personality` says what it is without changing it only for 0xffffffff.
@@ -35,7 +29,12 @@ fn filtered(args: &[String], profile: &Value, no_new_privileges: Option<bool>) -
 
 /// Everything is allowed but what the rules say.
 fn open(rules: Value) -> Value {
-    json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"], "syscalls": rules })
+    // As engines write it, with what programs of the guest's architecture may be.
+    let architectures = match arch() {
+        Arch::X86_64 => json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]),
+        Arch::Arm64 => json!(["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]),
+    };
+    json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures, "syscalls": rules })
 }
 
 fn profile() -> Value {
@@ -98,6 +97,7 @@ fn filter_that_allows_hardly_more_than_the_program_itself_is_enough_with_no_new_
             "sched_getaffinity",
             "gettid",
             "tgkill",
+            "ppoll",
             "read",
             "openat",
             "close",

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use host_shim::guest::unlimited;
-use qemu_tests::{Blow, Options, PATIENCE_S, Vm, Wish, guest_program, inspector, vm_test_with};
+use qemu_tests::{
+    Blow, Options, PATIENCE_S, Vm, Wish, guest_program, guest_share, inspector, vm_test_with,
+};
 use ttrpc::Code;
 use vminitd_protocol::pb::google::protobuf::Empty;
 use vminitd_protocol::pb::vminitd::v1::SupervisorStatusResponse;
@@ -286,9 +288,7 @@ fn supervisor_does_not_notice_that_agents_are_killed_and_its_log_is_whole() {
 
 /// An initramfs that has the program where spinbox's own code looks for it.
 fn initramfs_with_supervisor(directory: &std::path::Path) -> PathBuf {
-    let dist = PathBuf::from(std::env::var_os("VMINITD_DIST").expect("set by ./dev test"));
-    let init = dist.join("share/vminitd/x86_64/vminitd");
-    let mut tree = initramfs::Tree::with_init(&init).expect("the guest");
+    let mut tree = initramfs::Tree::with_init(&guest_share().join("vminitd")).expect("the guest");
     let place = "/var/lib/spin-stack/bin/spin-supervisor";
     tree.add(&guest_program("supervised"), place.as_ref()).expect("a program");
     let path = directory.join("initramfs.cpio");

@@ -257,7 +257,7 @@ fn count_until(last: Option<Pid>, agent: &[Pid]) -> io::Result<String> {
                         _ if agent.contains(&pid) => 2,
                         _ => 0,
                     };
-                    let number = ptrace::getregs(pid).map_or(u64::MAX, |regs| regs.orig_rax);
+                    let number = ptrace::getregs(pid).map_or(u64::MAX, |regs| number(&regs));
                     *calls.entry((who, number)).or_default() += 1;
                 }
                 (pid, None)
@@ -501,4 +501,12 @@ fn serve_blocks(port: u32, count: usize) -> io::Result<String> {
     let connection = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(connection) };
     pour(&mut File::from(connection), count)?;
     Ok("done".to_owned())
+}
+
+/// The system call that a process has entered.
+fn number(registers: &libc::user_regs_struct) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    return registers.orig_rax;
+    #[cfg(target_arch = "aarch64")]
+    return registers.regs[8];
 }
