@@ -7,8 +7,8 @@ set positional-arguments
 demo: (_setup "rust" "vm" "busybox") _build
     @scripts/demo.sh
 
-# Run every test, unit and VM, or those whose name has FILTER in it
-test *FILTER: (_setup "rust" "vm" "busybox" "disks" "containerd") _build
+# Run every test, unit and VM, or those whose name has FILTER in it; `./dev test --arch arm64` the VM tests on arm64 guests
+test *FILTER: (_setup "rust" "vm" "busybox" "disks" "containerd")
     @scripts/test.sh "$@"
 
 # `test` with the tests of disks on both of the guest's media, then what takes too long for every change
@@ -20,7 +20,7 @@ fuzz *FLAGS: (_setup "rust" "fuzz")
     @scripts/fuzz.sh "$@"
 
 # Only the tests that repeat a thing for a long time
-soak: (_setup "rust" "vm" "busybox" "disks" "containerd") _build
+soak: (_setup "rust" "vm" "busybox" "disks" "containerd")
     @scripts/test.sh --soak
 
 # Measure boot, a container's life, throughput, memory and sizes; `./dev bench --json FILE` writes the figures for programs
@@ -34,9 +34,13 @@ bench-containerd: (_setup "rust" "vm" "busybox" "containerd") _build
 # Build what a user would install into dist/
 build: (_setup "rust" "busybox") _build
 
+# Build the guest alone: kernel, vminitd, initramfs; `./dev guest --arch arm64` that of another architecture
+guest *FLAGS: (_setup "rust")
+    @scripts/build.sh guest "$@"
+
 # Build the guest kernel, or find it in the cache; prints its directory
-kernel:
-    @kernel-config/build.sh
+kernel *FLAGS:
+    @kernel-config/build.sh "$@"
 
 # Merge the kernel fragments of both architectures and check that every line was honoured
 kernel-check:

@@ -15,3 +15,34 @@ own_keyring() {
         [[ -n $key && -e $key ]] && echo "$key" && return
     done
 }
+
+# private_apt RELEASE ARCH: apt's own lists, cache and sources for one release and architecture, so that neither the machine's sources nor
+# dpkg's list of architectures change. Prints the options, a line each.
+private_apt() {
+    local release=$1 arch=$2 state=$CACHE/apt-$1-$2 keyring mirror
+    mirror=$(own_mirror "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)")
+    keyring=$(own_keyring)
+    mkdir -p "$state/lists/partial" "$state/archives/partial"
+    echo "deb [arch=$arch${keyring:+ signed-by=$keyring}] ${mirror:-http://deb.debian.org/debian/} $release main" >"$state/debs.list"
+    printf '%s\n' -o "APT::Architecture=$arch" -o "APT::Architectures=$arch" \
+        -o "Dir::Etc::sourcelist=$state/debs.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=- \
+        -o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state" -o "Dir::Cache::archives=$state/archives" \
+        -o APT::Sandbox::User=root -o Acquire::Retries=2 -o "Acquire::Languages=none"
+}
+
+# debs RELEASE ARCH PACKAGE... INTO: unpacks the packages' files into a directory; what they depend on is left out
+debs() {
+    local release=$1 arch=$2 into=${*: -1} work options deb
+    set -- "${@:3:$#-3}"
+    mapfile -t options < <(private_apt "$release" "$arch")
+    work=$into/debs
+    mkdir -p "$work"
+    {
+        apt-get -qq "${options[@]}" update && (cd "$work" && apt-get -qq "${options[@]}" download "${@/%//$release}")
+    } >"$into/apt.log" 2>&1 || {
+        tail -n 3 "$into/apt.log" >&2
+        return 1
+    }
+    for deb in "$work"/*.deb; do dpkg-deb -x "$deb" "$into"; done
+    rm -rf "$work" "$into/apt.log"
+}

@@ -1,15 +1,27 @@
 #!/usr/bin/env bash
-# build.sh: leaves in dist/ what a user would install; `build.sh initramfs` only the guest binary and its archive.
+# build.sh [--arch ARCH] [guest | initramfs]: leaves in dist/ what a user would install; with `guest` only the guest (kernel, vminitd,
+# images), with `initramfs` not even the kernel.
+# --arch x86_64|arm64 makes the guest of another architecture than this machine's; where that cannot be, it says so and ends with 77.
 # Promises: with nothing changed it changes nothing in dist/ (a file is replaced only by different bytes, and by rename, so that a
 # running VM keeps what it has), so a VM never reads half of one; of two builds of one checkout the second waits.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/cross.sh"
 cd "$ROOT"
 
+arch=$GUEST_ARCH what=all
+while (($#)); do
+    case $1 in
+    --arch) arch=${2:?--arch wants x86_64 or arm64} && shift ;;
+    guest | initramfs) what=$1 ;;
+    *) die "build.sh: unknown argument $1" ;;
+    esac
+    shift
+done
+[[ $arch == x86_64 || $arch == arm64 ]] || die "--arch: $arch is neither x86_64 nor arm64"
+
 DIST=$ROOT/dist
-GUEST=$DIST/share/vminitd/$MACHINE # what the guest is made of; aarch64 is called arm64 there
-GUEST=${GUEST/%aarch64/arm64}
-TARGET=$MACHINE-unknown-linux-gnu
+GUEST=$DIST/share/vminitd/$arch # what the guest is made of
 PROFILE=${VMINITD_GUEST_PROFILE:-guest} # `guest-dev` builds in seconds what is large and slow, to try a change
 
 # install_as MODE FROM TO
@@ -26,7 +38,7 @@ install_as() {
 # Static, so that the initramfs is one file; a target directory of its own, so that these flags do not make the host's crates build anew.
 guest_cargo() {
     RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo rustc --locked --profile "$PROFILE" --target "$TARGET" --target-dir target/guest "$@"
+        "${GUEST_CARGO[@]}" rustc --locked "${GUEST_STD[@]}" --profile "$PROFILE" --target "$TARGET" --target-dir target/guest "$@"
 }
 
 guest() {
@@ -38,12 +50,13 @@ guest() {
     guest_cargo -p vminitd --bin vminitd -- -C relocation-model=static -C link-arg=-Wl,-T,"$ROOT/vminitd/text-order.ld"
     install_as 755 "target/guest/$TARGET/$PROFILE/vminitd" "$GUEST/vminitd"
     # The archive is the same for the same bytes, so it is made anew each time; that takes a moment.
-    mkdir -p target
-    cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --compress zstd -o target/initramfs.cpio.zst
-    install_as 644 target/initramfs.cpio.zst "$GUEST/initramfs.cpio.zst"
+    local images=target/images-$arch
+    mkdir -p "$images"
+    cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --compress zstd -o "$images/initramfs.cpio.zst"
+    install_as 644 "$images/initramfs.cpio.zst" "$GUEST/initramfs.cpio.zst"
     # The same on a read-only disk, for `vminitctl run --root-image`.
-    cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --format erofs -o target/root.erofs
-    install_as 644 target/root.erofs "$GUEST/root.erofs"
+    cargo run --locked --release -p initramfs -- --init "$GUEST/vminitd" --format erofs -o "$images/root.erofs"
+    install_as 644 "$images/root.erofs" "$GUEST/root.erofs"
 }
 
 host() {
@@ -86,14 +99,20 @@ flock -n "$LOCK" || {
     flock "$LOCK"
 }
 
+cross "$arch"
 # The kernel first: it takes longest, so what is wrong with it shows before a coffee, not after.
-if [[ ${1:-} != initramfs ]]; then
-    kernel=$(kernel-config/build.sh)
+if [[ $what != initramfs ]]; then
+    kernel=$(kernel-config/build.sh --arch "$arch")
+    for image in vmlinux Image; do
+        [[ ! -e $kernel/$image ]] || install_as 644 "$kernel/$image" "$GUEST/$image"
+    done
+fi
+if [[ $what == all ]]; then
     virtiofsd=$(scripts/virtiofsd.sh)
-    install_as 644 "$kernel/vmlinux" "$GUEST/vmlinux"
     install_as 755 "$virtiofsd" "$DIST/libexec/vminitd/virtiofsd"
     host
     pages
-    toolbox
+    # Of this machine's busybox: of no use in guests of another kind.
+    [[ $arch != "$GUEST_ARCH" ]] || toolbox
 fi
 guest

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# qemu.sh: makes sure that there is a QEMU that runs our guests.
+# qemu.sh [ARCH]: makes sure that there is a QEMU that runs our guests of that architecture (x86_64 or arm64; this machine's).
 # Debian 12's own 7.2 mis-emulates cmpxchg16b now and then, which crashes guests at random; backports has 10.0. It is fetched with an
 # apt configuration of our own (source list, lists), so that the machine's sources stay as they are.
 set -euo pipefail
@@ -7,11 +7,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/apt-mirror.sh"
 
 OLDEST=8.2
-PACKAGES=(qemu-system-x86 seabios)
+case ${1:-$GUEST_ARCH} in
+arm64) PROGRAM=qemu-system-aarch64 PACKAGES=(qemu-system-arm) ;;
+*) PROGRAM=qemu-system-x86_64 PACKAGES=(qemu-system-x86 seabios) ;;
+esac
 
 at_least() { [[ $(printf '%s\n%s\n' "$OLDEST" "$1" | sort -V | head -n 1) == "$OLDEST" ]]; }
 
-installed_version() { qemu-system-x86_64 --version 2>/dev/null | sed -nE '1s/.*version ([0-9.]+).*/\1/p'; }
+installed_version() { "$PROGRAM" --version 2>/dev/null | sed -nE '1s/.*version ([0-9.]+).*/\1/p'; }
 
 apt_version() { LC_ALL=C apt-cache policy "${PACKAGES[0]}" 2>/dev/null | sed -nE 's/^ *Candidate: (.*:)?([0-9.]+).*/\2/p'; }
 
@@ -41,7 +44,7 @@ main() {
     have=$(installed_version) || true
     if [[ -n $have ]] && at_least "$have"; then return; fi
     [[ -z $have ]] || say "QEMU $have is too old for our guests (it emulates an instruction wrongly); $OLDEST is the first that will do"
-    command -v apt-get >/dev/null || die "please install QEMU $OLDEST or later (qemu-system-x86_64)"
+    command -v apt-get >/dev/null || die "please install QEMU $OLDEST or later ($PROGRAM)"
     [[ -n $(apt_version) ]] || {
         say "refreshing apt's package lists"
         apt_get update
@@ -52,11 +55,11 @@ main() {
     elif codename=$(. /etc/os-release && [[ $ID == debian ]] && echo "$VERSION_CODENAME"); then
         install_from_backports "$codename"
     else
-        die "apt has QEMU ${candidate:-not at all}; please install $OLDEST or later (qemu-system-x86_64)"
+        die "apt has QEMU ${candidate:-not at all}; please install $OLDEST or later ($PROGRAM)"
     fi
     have=$(installed_version)
     at_least "$have" || die "QEMU is $have after the installation; $OLDEST is the first that will do"
-    say "QEMU $have is there"
+    say "$PROGRAM $have is there"
 }
 
 main && exit

@@ -1,25 +1,75 @@
 #!/usr/bin/env bash
-# test.sh [--soak] [FILTER...]: runs all tests, unit and VM, with what `build` left in dist/, and ends with the line
+# test.sh [--soak | --arch ARCH [--basics]] [FILTER...]: builds, runs all tests, unit and VM, and ends with the line
 #   N passed, N failed
 # over all suites, alone, for whoever counts. Tests whose names begin with `soak_` are `#[ignore]`d and run only with --soak.
+#
+# --arch x86_64|arm64 runs the VM tests alone, on guests of that architecture; it makes those first. --basics: a choice of them, for every
+# change. Where such guests cannot be had it says so, with a line `N skipped`, and ends with 77.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/cross.sh"
 cd "$ROOT"
 
+# What must work on every architecture, of each topic the test that goes furthest.
+BASICS=(
+    boot::shutdown_without_containers_powers_off
+    boot::power_off_ends_containers_that_ignore_term
+    lifecycle::container_whole_life_has_its_states_and_events_in_order
+    lifecycle::exit_status_is_the_programs_own_or_128_and_the_signal
+    exec::exec_is_what_its_process_says_and_else_what_its_container_is
+    stdio::twenty_mib_of_stdout_and_of_stderr_arrive_whole_and_are_counted
+    stdio::twenty_mib_of_stdin_arrive_and_the_half_close_ends_them
+    pty::shell_has_a_terminal_with_echo_size_and_job_control
+    pty::output_of_a_terminal_arrives_whole_before_the_exit
+    disks::late_disk_is_waited_for_and_holds_up_nobody_and_a_detached_one_is_gone
+    mounts::overlay_keeps_times_attributes_links_and_owners_and_its_changes_stay_on_the_disk
+    supervisor::supervisor_that_crashes_is_restarted_ever_later_and_then_given_up
+    agent_crash::agent_that_is_killed_comes_back_and_containers_live_on
+    agent_crash::agent_that_is_killed_again_and_again_loses_no_byte_and_no_exit
+    seccomp::
+    cli::run_gives_output_and_status_of_the_command_to_the_byte
+)
+
 export VMINITD_DIST=$ROOT/dist
-arguments=()
-if [[ ${1:-} == --soak ]]; then
+arch=$GUEST_ARCH only=(--workspace) basics=false arguments=()
+while (($#)); do
+    case $1 in
+    --soak) arguments=(--ignored soak_) ;;
+    --arch) arch=${2:?--arch wants x86_64 or arm64} only=(-p qemu-tests --test vm) && shift ;;
+    --basics) basics=true ;;
+    *) break ;;
+    esac
     shift
-    arguments=(--ignored soak_)
-fi
+done
 
 guest_programs() {
     say "programs that misbehave inside test VMs"
     # The same flags and place as the guest's binary: scripts/build.sh says why.
     RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo build --locked --profile guest --target "$MACHINE-unknown-linux-gnu" --target-dir target/guest -p test-guest
-    export VMINITD_TEST_GUEST=$ROOT/target/guest/$MACHINE-unknown-linux-gnu/guest
+        "${GUEST_CARGO[@]}" build --locked "${GUEST_STD[@]}" --profile guest --target "$TARGET" --target-dir target/guest -p test-guest
+    export VMINITD_TEST_GUEST=$ROOT/target/guest/$TARGET/guest
     export VMINITD_TEST_BIN=$VMINITD_TEST_GUEST
+}
+
+# Guests of another architecture, and what runs them.
+foreign() {
+    local status=0
+    scripts/build.sh --arch "$arch" || status=$?
+    ((status == 0)) || none "$status"
+    (scripts/qemu.sh "$arch") || (not_here "$arch" "QEMU cannot be installed") || none "$?"
+    busybox=$(cross_busybox "$arch") || none "$?"
+    export VMINITD_ARCH=$arch VMINITD_TEST_BUSYBOX=$busybox # vminitctl heeds the first too
+}
+
+# What cannot be had here is skipped, as many tests as would have run; what fails is a failure.
+none() {
+    if (($1 == NOT_HERE)); then
+        echo "${#BASICS[@]} skipped"
+        echo "0 passed, 0 failed"
+    else
+        echo "0 passed, 1 failed"
+    fi
+    exit "$1"
 }
 
 # Shows what cargo says as it comes, and adds up what each suite reports.
@@ -30,15 +80,20 @@ tally() {
         END { print passed + 0, failed + 0 > counts }' counts="$1"
 }
 
+if [[ $arch == "$GUEST_ARCH" ]]; then scripts/build.sh; else foreign; fi
+cross "$arch"
 guest_programs
 temp=
 temp_dir temp test
-scripts/containerd.sh >"$temp/containerd"
-export VMINITD_CONTAINERD=$temp/containerd
+if [[ ${only[0]} == --workspace ]]; then
+    scripts/containerd.sh >"$temp/containerd"
+    export VMINITD_CONTAINERD=$temp/containerd
+fi
+! $basics || set -- "${BASICS[@]}" "$@"
 say "tests (compiling them takes 2 minutes when everything is new)"
 status=0
-cargo test --locked --workspace --no-run || status=$?
-((status)) || CARGO_TERM_QUIET=false cargo test --locked --workspace --no-fail-fast -- "${arguments[@]}" "$@" 2>&1 | tally "$temp/counts" || status=$?
+cargo test --locked "${only[@]}" --no-run || status=$?
+((status)) || CARGO_TERM_QUIET=false cargo test --locked "${only[@]}" --no-fail-fast -- "${arguments[@]}" "$@" 2>&1 | tally "$temp/counts" || status=$?
 passed=0 failed=0
 [[ ! -s $temp/counts ]] || read -r passed failed <"$temp/counts"
 # A suite that does not compile, or dies, reports no number.
