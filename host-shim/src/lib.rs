@@ -12,6 +12,7 @@
 //! | [`dials`] | ports of the host that a guest dials |
 //! | [`extras`] | files for the guest itself, packed for a disk |
 //! | [`images`] | disk images as root filesystems |
+//! | [`vz`] | what Virtualization.framework is to be told |
 //! | [`locate`] | where programs and guest files are found |
 //!
 //! Promises: one VM is one `vminit-vmm`; whoever owns it ends it, also by dying.
@@ -36,5 +37,6 @@ pub mod vm;
 pub mod vmm;
 #[cfg(target_os = "linux")]
 pub mod vsock;
+pub mod vz;
 
 pub use chain::chain;
