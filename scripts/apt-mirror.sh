@@ -30,19 +30,26 @@ private_apt() {
         -o APT::Sandbox::User=root -o Acquire::Retries=2 -o "Acquire::Languages=none"
 }
 
-# debs RELEASE ARCH PACKAGE... INTO: unpacks the packages' files into a directory; what they depend on is left out
+# debs RELEASE ARCH PACKAGE... INTO: unpacks the packages' files into a directory, without their documentation and without what they
+# depend on. `files` in it says what came. Two at once take turns, as apt's own locks wait for nobody.
 debs() {
-    local release=$1 arch=$2 into=${*: -1} work options deb
+    local release=$1 arch=$2 into=${*: -1} work options deb lock
     set -- "${@:3:$#-3}"
     mapfile -t options < <(private_apt "$release" "$arch")
     work=$into/debs
     mkdir -p "$work"
+    exec {lock}>"$CACHE/apt-$release-$arch.lock"
+    flock "$lock"
     {
         apt-get -qq "${options[@]}" update && (cd "$work" && apt-get -qq "${options[@]}" download "${@/%//$release}")
     } >"$into/apt.log" 2>&1 || {
         tail -n 3 "$into/apt.log" >&2
         return 1
     }
-    for deb in "$work"/*.deb; do dpkg-deb -x "$deb" "$into"; done
-    rm -rf "$work" "$into/apt.log"
+    exec {lock}>&-
+    for deb in "$work"/*.deb; do
+        dpkg-deb -x "$deb" "$into" || return 1
+        basename "$deb" >>"$into/files"
+    done
+    rm -rf "$work" "$into/apt.log" "${into:?}/usr/share"
 }

@@ -15,48 +15,13 @@ TOOLS=(runc containernetworking-plugins)
 # libraries that it is linked to.
 EROFS=(erofs-utils libc6 libdeflate0 liblz4-1 liblzma5 libpcre2-8-0 libselinux1 libuuid1 libxxhash0 libzstd1 zlib1g)
 
-# apt's own lists, cache and sources for one release, and a status file without a package, so that no dependency matters.
-# It prints the options, a line each.
-private_apt() {
-    local release=$1 state=$CACHE/apt-$1 keyring mirror
-    mirror=$(own_mirror "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)")
-    keyring=$(own_keyring)
-    mkdir -p "$state/lists/partial" "$state/archives/partial"
-    echo "deb [arch=$(dpkg --print-architecture)${keyring:+ signed-by=$keyring}] ${mirror:-http://deb.debian.org/debian/} $release main" \
-        >"$state/debs.list"
-    printf '%s\n' -o "Dir::Etc::sourcelist=$state/debs.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=- \
-        -o "Dir::State::lists=$state/lists" -o "Dir::Cache=$state" -o "Dir::Cache::archives=$state/archives" \
-        -o APT::Sandbox::User=root -o Acquire::Retries=2 -o "Acquire::Languages=none"
-}
-
-# unpack RELEASE PACKAGE... INTO: the packages' files. `files` holds what came from where.
-unpack() {
-    local release=$1 into=${*: -1} work options deb
-    shift
-    set -- "${@:1:$#-1}"
-    mapfile -t options < <(private_apt "$release")
-    work=$into/debs
-    mkdir -p "$work"
-    {
-        apt-get -qq "${options[@]}" update && (cd "$work" && apt-get -qq "${options[@]}" download "${@/%//$release}")
-    } >"$into/apt.log" 2>&1 || {
-        tail -n 3 "$into/apt.log" >&2
-        return 1
-    }
-    for deb in "$work"/*.deb; do
-        dpkg-deb -x "$deb" "$into"
-        basename "$deb" >>"$into/files"
-    done
-    rm -rf "$work" "$into/apt.log" "${into:?}/usr/share"
-}
-
 # A directory by the hash of this file: another way of getting it makes it anew.
 place() { echo "containerd/$1-$(short_hash <"${BASH_SOURCE[0]}")"; }
 
 fetch() {
-    local release=$1 into=${*: -1}
+    local release=$1
     say "fetching ${*:2:$#-2} of Debian $release into the cache"
-    unpack "$@"
+    debs "$release" "$(dpkg --print-architecture)" "${@:2}"
 }
 
 version_of() { "$1/usr/bin/containerd" --version 2>/dev/null | sed -nE 's/.* v?([0-9]+\.[0-9.]+)[^ ]* .*/\1/p'; }
