@@ -39,10 +39,11 @@ std_by_rustup() {
     }
 }
 
-# Debian sid's source of the standard library, compiled by a nightly of the same version; that of another does not compile.
+# Debian sid's source of the standard library, compiled by a nightly of the same version; that of another does not compile. rustup is told
+# not to bring a nightly that its owner has not.
 std_from_source() {
     local nightly library
-    nightly=$(rustc +nightly --version 2>/dev/null | sed -nE 's/^rustc ([0-9]+\.[0-9]+)\..*/\1/p')
+    nightly=$(RUSTUP_AUTO_INSTALL=0 rustc +nightly --version 2>/dev/null | sed -nE 's/^rustc ([0-9]+\.[0-9]+)\..*/\1/p')
     [[ -n $nightly ]] || {
         say "there is no nightly Rust here that could compile the standard library"
         return 1
