@@ -26,7 +26,10 @@ BASICS=(
     supervisor::supervisor_that_crashes_is_restarted_ever_later_and_then_given_up
     agent_crash::agent_that_is_killed_comes_back_and_containers_live_on
     agent_crash::agent_that_is_killed_again_and_again_loses_no_byte_and_no_exit
-    seccomp::
+    seccomp::filter_acts_as_the_profile_says_with_and_without_no_new_privileges
+    seccomp::filter_that_allows_hardly_more_than_the_program_itself_is_enough_with_no_new_privileges
+    seccomp::exec_has_the_filter_of_its_container_also_under_another_agent
+    seccomp::profile_that_cannot_be_had_fails_the_create_with_its_reason
     cli::run_gives_output_and_status_of_the_command_to_the_byte
 )
 
@@ -61,7 +64,7 @@ foreign() {
     export VMINITD_ARCH=$arch VMINITD_TEST_BUSYBOX=$busybox # vminitctl heeds the first too
 }
 
-# What cannot be had here is skipped, as many tests as would have run; what fails is a failure.
+# What cannot be had here is skipped, as many tests as there are basic ones; what fails is a failure.
 none() {
     if (($1 == NOT_HERE)); then
         echo "${#BASICS[@]} skipped"

@@ -1,4 +1,4 @@
-//! Holds docs/promises.md against the tests that it names.
+//! Holds docs/promises.md, and the choice of tests for every architecture, against the tests that they name.
 
 #[cfg(test)]
 mod tests {
@@ -36,6 +36,17 @@ mod tests {
             wrong.extend(broken);
         }
         assert!(wrong.is_empty(), "docs/promises.md:\n  {}", wrong.join("\n  "));
+    }
+
+    /// A filter that no test has in its name selects none, and nobody would see it.
+    #[test]
+    fn every_basic_test_of_the_script_exists() {
+        let script = fs::read_to_string(root().join("scripts/test.sh")).expect("scripts/test.sh");
+        let basics = script.split("BASICS=(").nth(1).and_then(|rest| rest.split(')').next());
+        let basics: Vec<&str> = basics.expect("BASICS=(...)").split_whitespace().collect();
+        assert!(basics.len() > 10, "{basics:?}");
+        let wrong: Vec<String> = basics.into_iter().filter_map(missing).collect();
+        assert!(wrong.is_empty(), "scripts/test.sh:\n  {}", wrong.join("\n  "));
     }
 
     fn root() -> PathBuf {
