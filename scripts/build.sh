@@ -68,11 +68,12 @@ host() {
     done
 }
 
-# Tools for `vminitctl debug`: the guest has no shell. Made of this system's busybox, as small as its message to a guest wants it.
+# Tools for `vminitctl debug`: the guest has no shell. Made of a busybox of the guest's kind, as small as its message to a guest wants it.
 toolbox() {
-    local temp
+    local temp busybox=
+    [[ $arch == "$GUEST_ARCH" ]] || busybox=$(cross_busybox "$arch")
     temp_dir temp toolbox
-    scripts/busybox-bundle.sh "$temp" true
+    scripts/busybox-bundle.sh "$temp" true "$busybox"
     mkfs.erofs --quiet -zlz4hc -T0 -U00000000-0000-0000-0000-000000000000 --all-root "$temp/toolbox.erofs" "$temp/rootfs" >/dev/null
     install_as 644 "$temp/toolbox.erofs" "$GUEST/toolbox.erofs"
 }
@@ -112,7 +113,6 @@ if [[ $what == all ]]; then
     install_as 755 "$virtiofsd" "$DIST/libexec/vminitd/virtiofsd"
     host
     pages
-    # Of this machine's busybox: of no use in guests of another kind.
-    [[ $arch != "$GUEST_ARCH" ]] || toolbox
+    toolbox
 fi
 guest

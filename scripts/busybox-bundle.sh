@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# busybox-bundle.sh DIR SCRIPT: an OCI bundle in DIR whose container runs SCRIPT with busybox's shell.
+# busybox-bundle.sh DIR SCRIPT [BUSYBOX]: an OCI bundle in DIR whose container runs SCRIPT with busybox's shell: this machine's, or BUSYBOX.
 # No image is downloaded: the root filesystem is busybox-static and a link for each of its programs.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 dir=${1:?a directory for the bundle}
 script=${2:?what the container runs}
+busybox=${3:-$(command -v busybox)}
 
 rootfs() {
     mkdir -p "$1"/{bin,dev,etc,proc,root,run,sys,tmp,usr,var}
     chmod 1777 "$1/tmp"
     ln -sfT ../bin "$1/usr/bin"
     ln -sfT bin "$1/sbin"
-    install -m 755 "$(command -v busybox)" "$1/bin/busybox"
+    install -m 755 "$busybox" "$1/bin/busybox"
     local program
     for program in $(busybox --list); do
         [[ $program == busybox ]] || ln -sf busybox "$1/bin/$program"

@@ -82,9 +82,9 @@ pub fn virtiofsd() -> Result<PathBuf, LocateError> {
         .find()
 }
 
-/// The image with tools for a look into a VM.
-pub fn toolbox() -> Result<PathBuf, LocateError> {
-    Search::new("toolbox", TOOLBOX_VARIABLE).beside(&share(Arch::HOST, "toolbox.erofs")).find()
+/// The image with tools for a look into a VM whose guest is of this architecture.
+pub fn toolbox(arch: Arch) -> Result<PathBuf, LocateError> {
+    Search::new("toolbox", TOOLBOX_VARIABLE).beside(&share(arch, "toolbox.erofs")).find()
 }
 
 /// The directory for what can be made again; `None` without a home.

@@ -18,6 +18,7 @@ use super::directory::MAX_SOCKET_PATH_BYTES;
 use crate::guest::Dial;
 use crate::limits::MAX_PROCESS_JSON_BYTES;
 use crate::sys::scm;
+use crate::vm::Arch;
 use crate::vmm::GuestStream;
 use crate::vmm::frame::{Decoder, encode};
 
@@ -36,6 +37,8 @@ pub struct Description {
     pub container: String,
     /// JSON of the container's OCI process.
     pub process: Vec<u8>,
+    /// The guest's architecture.
+    pub arch: Arch,
 }
 
 /// A VM could not be asked.
@@ -81,7 +84,8 @@ impl Control {
         match self.ask(describe).await? {
             (pb::answer::Kind::Described(told), Some(fd), _) => {
                 let process = read(&File::from(fd)).map_err(|source| self.io(source))?;
-                Ok(Description { pid: told.pid, container: told.container, process })
+                let arch = told.arch.parse().unwrap_or_default();
+                Ok(Description { pid: told.pid, container: told.container, process, arch })
             }
             _ => Err(ControlError::Answer { path: self.socket.clone() }),
         }

@@ -20,6 +20,7 @@ use vminitd_protocol::pb::vminitd::ctl::v1 as pb;
 use crate::guest::Dial;
 use crate::limits::{CONTROL_REQUEST_TIMEOUT, MAX_CONTROL_CLIENTS};
 use crate::sys::scm;
+use crate::vm::Arch;
 use crate::vmm::frame::{Decoder, encode};
 use crate::vmm::{Exited, Released};
 
@@ -31,6 +32,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct About {
     /// JSON of the container's OCI process.
     pub process: File,
+    /// The guest's architecture.
+    pub arch: Arch,
     /// The container's id in the guest, once it has been started.
     pub container: watch::Receiver<Option<String>>,
     /// How the VM ended, once it has.
@@ -93,6 +96,7 @@ async fn answer(request: pb::Request, dial: &dyn Dial, about: &About) -> io::Res
             let described = pb::Described {
                 pid: std::process::id(),
                 container: container.borrow().clone().unwrap_or_default(),
+                arch: about.arch.to_string(),
             };
             let process = about.process.try_clone()?;
             (pb::answer::Kind::Described(described), vec![process.into()], None)

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::directory::{claim_in, find_in, running_in};
 use super::*;
 use crate::guest::Dial;
-use crate::vm::VmName;
+use crate::vm::{Arch, VmName};
 use crate::vmm::GuestStream;
 
 fn name(text: &str) -> VmName {
@@ -68,6 +68,7 @@ fn serve_in(base: &Path) -> Served {
     let (started, is_started) = watch::channel(None);
     let about = About {
         process,
+        arch: Arch::Arm64,
         container: is_started,
         ended: watch::channel(None).1,
         kill: Default::default(),
@@ -137,6 +138,7 @@ fn a_description_comes_whole_to_each_and_waits_for_the_start_if_asked() {
             assert_eq!(told.container, "main");
             assert_eq!(told.process, b"{\"args\":[\"x\"]}");
             assert_eq!(told.pid, std::process::id());
+            assert_eq!(told.arch, Arch::Arm64);
         }
     });
 }

@@ -139,8 +139,9 @@ pub enum Command {
     /// Host, kernel, the guest's files, containerd and its snapshotters. Looks only: nothing is changed or started.
     /// Exit status: 1 when something that is needed is missing. As root it sees more.
     ///
-    /// Example:
+    /// Examples:
     ///     vminitctl doctor
+    ///     vminitctl doctor --arch arm64
     #[command(verbatim_doc_comment)]
     Doctor(DoctorArgs),
 
@@ -637,6 +638,17 @@ pub struct DebugArgs {
 /// Options of `vminitctl doctor`.
 #[derive(Args)]
 pub struct DoctorArgs {
+    /// Whose guests are meant: x86_64 or arm64 [default: this machine's]
+    #[arg(
+        long,
+        value_name = "ARCH",
+        env = "VMINITD_ARCH",
+        hide_env_values = true,
+        default_value_t,
+        hide_default_value = true
+    )]
+    pub arch: Arch,
+
     /// Print a line of JSON for each finding: grade, about, what, advice
     #[arg(long)]
     pub json: bool,

@@ -11,11 +11,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
-use std::path::PathBuf;
+use std::path::Path;
 
 use host_shim::guest::{BOOT_DEADLINE, Guest, SteadyGuest, unlimited};
 use host_shim::images::kind::Kind;
 use host_shim::locate;
+use host_shim::vm::Arch;
 use serde_json::{Value, json};
 use vminitd_protocol::pb::containerd::task::v3::{
     CreateTaskRequest, DeleteRequest, StateRequest, StateResponse,
@@ -38,16 +39,18 @@ const SHARED: [(&str, &str); 5] =
 
 /// Runs the command; returns its exit status.
 pub fn debug(args: DebugArgs) -> Result<i32, ReachError> {
-    let image = Toolbox::read(&args)?;
+    let given = args.toolbox.as_deref().map(Toolbox::read).transpose()?;
     if args.tty {
         let wanted_by = "--tty";
         terminal::stdin_size().map_err(|source| ProcessError::NoTerminal { wanted_by, source })?;
     }
     let mut signals = signals::watch().map_err(ProcessError::Signals)?;
     let outcome = with_guest(args.vm.name.as_ref(), async |vm| {
-        let request = StateRequest { id: vm.container().await?, ..Default::default() };
+        let told = vm.described().await?;
+        let request = StateRequest { id: told.container, ..Default::default() };
         let state = vm.guest.task().state(unlimited(), &request).await;
         let state = state.map_err(|error| vm.refused(error))?;
+        let image = given.map_or_else(|| Toolbox::of(told.arch), Ok)?;
         run(&args, &vm, &image, &state, &mut signals).await
     });
     outcome.map(|status| status as i32)
@@ -59,14 +62,16 @@ struct Toolbox {
 }
 
 impl Toolbox {
-    fn read(args: &DebugArgs) -> Result<Self, ReachError> {
-        let path: PathBuf = match &args.toolbox {
-            Some(path) => path.clone(),
-            None => locate::toolbox().map_err(|error| local("the toolbox", error.to_string()))?,
-        };
+    /// Ours, for guests of this architecture.
+    fn of(arch: Arch) -> Result<Self, ReachError> {
+        let what = format!("the toolbox for {arch}");
+        Self::read(&locate::toolbox(arch).map_err(|error| local(&what, error.to_string()))?)
+    }
+
+    fn read(path: &Path) -> Result<Self, ReachError> {
         let what = format!("toolbox {path:?}");
         let bytes =
-            fs::read(&path).map_err(|source| ReachError::Local { what: what.clone(), source })?;
+            fs::read(path).map_err(|source| ReachError::Local { what: what.clone(), source })?;
         if bytes.len() > MAX_IMAGE_BYTES {
             let text = format!("{} bytes are more than {MAX_IMAGE_BYTES}", bytes.len());
             return Err(local(&what, text));

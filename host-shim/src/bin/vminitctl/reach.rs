@@ -5,7 +5,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 
-use host_shim::ctl::{self, ControlError, LookupError, Place, Selector};
+use host_shim::ctl::{self, ControlError, Description, LookupError, Place, Selector};
 use host_shim::guest::{BOOT_DEADLINE, Guest, NotServing, Ports};
 
 use crate::process::ProcessError;
@@ -100,10 +100,13 @@ pub struct Reached {
 impl Reached {
     /// The id of the VM's container, as soon as that has been started.
     pub async fn container(&self) -> Result<String, ReachError> {
+        Ok(self.described().await?.container)
+    }
+
+    /// What the VM's owner says of it, as soon as its container has been started.
+    pub async fn described(&self) -> Result<Description, ReachError> {
         let told = self.place.control().describe(true).await;
-        let place = || self.place.clone();
-        told.map(|told| told.container)
-            .map_err(|source| ReachError::Control { place: place(), source })
+        told.map_err(|source| ReachError::Control { place: self.place.clone(), source })
     }
 
     /// The guest's refusal, or the end of the connection.

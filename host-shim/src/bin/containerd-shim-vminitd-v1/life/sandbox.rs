@@ -372,7 +372,8 @@ fn listen(
     io::Write::write_all(&mut process, config["process"].to_string().as_bytes())?;
     let (ended, has_ended) = watch::channel(None);
     let kill = Arc::new(Notify::new());
-    let about = About { process, container, ended: has_ended, kill: kill.clone() };
+    let arch = Arch::HOST;
+    let about = About { process, arch, container, ended: has_ended, kill: kill.clone() };
     Ok(tokio::spawn(async move {
         let end = async {
             tokio::select! {

@@ -21,6 +21,8 @@ const SHIM: &str = "containerd-shim-vminitd-v1";
 /// What was seen.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// Whose guests were asked for.
+    pub arch: Arch,
     /// Whether /dev/kvm can be opened, or why not.
     pub kvm: Result<(), String>,
     /// Bytes that can be had without swapping.
@@ -51,15 +53,16 @@ pub struct Facts {
     pub erofs_version: Option<String>,
 }
 
-/// Looks.
-pub fn gather() -> Facts {
+/// Looks, for guests of this architecture.
+pub fn gather(arch: Arch) -> Facts {
     let found = |what: Result<PathBuf, locate::LocateError>| match what {
         Ok(path) => Ok(path.display().to_string()),
         Err(error) => Err(error.to_string()),
     };
-    let qemu = found(locate::qemu(Arch::HOST));
+    let qemu = found(locate::qemu(arch));
     let config = fs::read_to_string(CONTAINERD_CONFIG).ok();
     Facts {
+        arch,
         kvm: match fs::File::options().read(true).write(true).open("/dev/kvm") {
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
@@ -75,8 +78,8 @@ pub fn gather() -> Facts {
             &fs::read_to_string("/proc/cgroups").unwrap_or_default(),
         ),
         programs: vec![
-            ("guest kernel", found(locate::kernel(Arch::HOST, None))),
-            ("guest's initramfs", found(locate::initramfs(Arch::HOST, None))),
+            ("guest kernel", found(locate::kernel(arch, None))),
+            ("guest's initramfs", found(locate::initramfs(arch, None))),
             ("vminit-vmm", found(locate::vmm())),
             ("virtiofsd", found(locate::virtiofsd())),
         ],
@@ -167,7 +170,7 @@ mod tests {
 
     #[test]
     fn looking_at_this_host_ends_well() {
-        let facts = gather();
+        let facts = gather(Arch::HOST);
         assert!(facts.memory_available > 0);
     }
 }

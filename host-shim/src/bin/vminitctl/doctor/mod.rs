@@ -9,6 +9,7 @@
 
 mod facts;
 
+use host_shim::vm::Arch;
 use serde_json::json;
 
 use crate::cli::DoctorArgs;
@@ -56,7 +57,7 @@ struct Finding {
 
 /// Prints the findings; returns the exit status.
 pub fn doctor(args: &DoctorArgs) -> Result<i32, ReachError> {
-    let findings = judge(&facts::gather());
+    let findings = judge(&facts::gather(args.arch));
     let text: String =
         findings.iter().map(|f| if args.json { f.json() } else { f.text() }).collect();
     print(&text)?;
@@ -88,6 +89,16 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding { grade, about, what, advice: advice.to_owned() });
     };
     match &facts.kvm {
+        _ if facts.arch != Arch::HOST => add(
+            Grade::Note,
+            "host",
+            format!(
+                "{} guests are emulated on this {} machine: ten times slower than on one of their own",
+                facts.arch,
+                Arch::HOST
+            ),
+            "where speed matters use images of this machine's architecture; containerd's tasks are always that",
+        ),
         Ok(()) => add(
             Grade::Ok,
             "host",
@@ -115,7 +126,10 @@ fn judge(facts: &Facts) -> Vec<Finding> {
             Grade::Missing,
             "host",
             reason.clone(),
-            "install qemu-system-x86 (qemu-system-arm on arm64), 8.2 or later",
+            match facts.arch {
+                Arch::X86_64 => "install qemu-system-x86, 8.2 or later",
+                Arch::Arm64 => "install qemu-system-arm, 8.2 or later",
+            },
         ),
         (Ok(path), Some(found)) if found < OLDEST_QEMU => add(
             Grade::Missing,
@@ -154,7 +168,14 @@ fn judge(facts: &Facts) -> Vec<Finding> {
                 Grade::Missing,
                 "guest",
                 reason.clone(),
-                "install vminitd whole: bin, libexec and share of one build belong together",
+                match name.starts_with("guest") && facts.arch != Arch::HOST {
+                    false => {
+                        "install vminitd whole: bin, libexec and share of one build belong together"
+                    }
+                    true => {
+                        "install the guest of that architecture too: `./dev guest --arch` makes share/vminitd/ARCH, of the same build as bin"
+                    }
+                },
             ),
         }
     }
@@ -278,6 +299,7 @@ mod tests {
 
     fn healthy() -> Facts {
         Facts {
+            arch: Arch::HOST,
             kvm: Ok(()),
             memory_available: 4 << 30,
             qemu: Ok("/usr/bin/qemu-system-x86_64".into()),
@@ -357,6 +379,31 @@ mod tests {
             assert!(!notes[0].advice.is_empty());
             assert!(missing(&facts).is_empty());
         }
+    }
+
+    #[test]
+    fn guests_of_another_architecture_are_emulated_and_want_files_and_a_qemu_of_their_own() {
+        let other = Arch::ALL.into_iter().find(|arch| *arch != Arch::HOST).unwrap();
+        let facts = Facts { arch: other, ..healthy() };
+        let notes: Vec<_> = judge(&facts).into_iter().filter(|f| f.grade == Grade::Note).collect();
+        assert_eq!(notes.len(), 1, "{notes:#?}");
+        assert!(notes[0].what.contains(other.name()) && notes[0].what.contains("emulated"));
+        // Whether /dev/kvm opens says nothing about them.
+        let without_kvm = Facts { kvm: Err("no such file".into()), ..facts.clone() };
+        assert_eq!(judge(&without_kvm), judge(&facts));
+        let lacking = Facts {
+            qemu: Err("no QEMU".into()),
+            programs: vec![("guest kernel", Err("no kernel".into()))],
+            ..facts
+        };
+        let advice: Vec<_> = judge(&lacking)
+            .into_iter()
+            .filter(|f| f.grade == Grade::Missing)
+            .map(|f| f.advice)
+            .collect();
+        let package = if other == Arch::Arm64 { "qemu-system-arm" } else { "qemu-system-x86" };
+        assert!(advice[0].contains(package), "{advice:?}");
+        assert!(advice[1].contains("./dev guest --arch"), "{advice:?}");
     }
 
     #[test]

@@ -128,7 +128,9 @@ async fn boot_and_run(
     let process = vm.container.process_file().map_err(RunError::Control)?;
     let (ended, has_ended) = watch::channel(None);
     let kill = Arc::new(Notify::new());
-    let about = About { process, container: is_started, ended: has_ended, kill: kill.clone() };
+    let arch = vm.args.arch;
+    let about =
+        About { process, arch, container: is_started, ended: has_ended, kill: kill.clone() };
     let (killed, kills) = (machine.clone(), kill);
     let killer = tokio::spawn(async move {
         kills.notified().await;
