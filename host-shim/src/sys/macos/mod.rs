@@ -1,5 +1,9 @@
 //! macOS: what differs from Linux.
 
+pub mod child;
+pub mod fifo;
+pub mod namespaces;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -16,15 +16,23 @@ mod create;
 mod events;
 pub mod failure;
 pub mod hooks;
+#[cfg(target_os = "linux")]
 mod layers;
 mod logger;
+// Where tests run, its own are among them.
+#[cfg(any(not(target_os = "linux"), test))]
+#[cfg_attr(target_os = "linux", allow(dead_code))]
+pub mod plain_share;
 mod process;
 mod rootfs;
 mod sandbox;
+#[cfg(target_os = "linux")]
 pub mod share;
 mod shim;
 mod size;
 mod spec;
 mod stdio;
 
+#[cfg(not(target_os = "linux"))]
+pub use plain_share as share;
 pub use shim::{Settings, Shim};

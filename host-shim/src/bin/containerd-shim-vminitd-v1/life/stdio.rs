@@ -299,8 +299,8 @@ fn open_output(end: End) -> Result<Option<Sink>, StdioError> {
         End::Null | End::Program(_) => Ok(None),
         End::Fifo(path) => {
             // For reading too: so the open waits for nobody, and a reader that leaves breaks nothing.
-            let fifo = pipe::OpenOptions::new().read_write(true).open_sender(&path);
-            let fifo = fifo.map_err(|source| StdioError::Open { path: path.clone(), source })?;
+            let fifo = open_both(&path)
+                .map_err(|source| StdioError::Open { path: path.clone(), source })?;
             Ok(Some(Sink::Fifo { fifo, path }))
         }
         End::File(path) => {
@@ -324,6 +324,11 @@ async fn output(
     let (sender, progress) = watch::channel(Progress::default());
     let pump = tokio::spawn(pump_output((reader, writer), sink, sender));
     Ok(Some(Output { progress, pump }))
+}
+
+fn open_both(path: &Path) -> std::io::Result<pipe::Sender> {
+    let both = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    pipe::Sender::from_file(both)
 }
 
 fn open_input(path: &Path) -> std::io::Result<(pipe::Receiver, File)> {
@@ -466,7 +471,7 @@ mod tests {
     fn what_nobody_has_read_waits_for_a_reader() {
         block_on(async {
             let (_directory, path) = fifo();
-            let mut ours = pipe::OpenOptions::new().read_write(true).open_sender(&path).unwrap();
+            let mut ours = open_both(&path).unwrap();
             ours.write_all(b"last words").await.unwrap();
             let writer = pipe::OpenOptions::new().open_sender(&path).unwrap();
             drop(ours);
