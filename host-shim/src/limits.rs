@@ -109,6 +109,22 @@ pub const LOST_HELPER_GRACE: Duration = Duration::from_secs(5);
 /// How long vminit-vmm waits for its children after it has killed them.
 pub const REAP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a VM may take from its Start until it runs. On an idle machine it is half a second; QEMU's own limits, for
+/// its greeting and for the probe before it, together stay below.
+pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often the guest of a VM that is said to start is dialled meanwhile: one that answers runs.
+pub const START_PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// After a VM's end: how long connections may hold bytes that the owner has yet to read.
+pub const LINGER_TIMEOUT: Duration = Duration::from_secs(11);
+
+/// How much longer the time with the machine's sleep may be than the time without, between two looks, until it counts
+/// as a sleep: two clocks are never read at the very same time.
+pub const SLEEP_GAP: Duration = Duration::from_secs(1);
+
+const _: () =
+    assert!(QMP_GREETING_TIMEOUT.as_secs() + PROBE_TIMEOUT.as_secs() < START_TIMEOUT.as_secs());
 const _: () = assert!(MAX_MESSAGE_FDS <= 253);
 const _: () = assert!(MAX_CMDLINE_BYTES > 1024);
 const _: () = assert!(MAX_QUEUED_DIALS < OUTBOX_MESSAGES);

@@ -1,12 +1,13 @@
 //! The machine's states and what moves it between them.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
 
 use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
@@ -16,80 +17,54 @@ use super::board::Board;
 use super::hotplug::{Action, Hotplug, NewDisk};
 use super::process::Process;
 use super::qmp::{self, Cause, Message};
-use super::{Happening, Tools, Wires};
+use super::{Happening, Post, Tools};
 use crate::chain;
 use crate::limits::{LOST_HELPER_GRACE, QMP_GREETING_TIMEOUT, QUIT_TIMEOUT};
 use crate::locate::{self, LocateError};
 use crate::sys::namespaces::may_unshare;
 use crate::sys::scm;
 use crate::virtiofs::{self, Sandbox, ShareError};
-use crate::vm::{Accelerator, Arch, Description, Disk};
-use crate::vmm::server::{Files, Order, Outbox, ReplyTo};
+use crate::vm::{Accelerator, Arch, Description, Disk, Serial};
+use crate::vmm::hypervisor::{Ask, Fact, Hypervisor, Refusal, Waker};
+use crate::vmm::server::Files;
 use crate::vmm::{ExitReason, Exited};
 use crate::vsock::{self, ConnectError, GoneReason, VsockEvent};
 
-/// Runs one VM, from its owner's Start to its end, and tells the owner how it ended.
-pub fn run(tools: Tools, wires: Wires) {
-    let mut machine = Machine {
-        tools,
-        happen: wires.happen.clone(),
-        outbox: wires.outbox.clone(),
-        state: State::Idle,
-    };
-    loop {
-        let happening = match machine.deadline() {
-            None => wires.happenings.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) => wires.happenings.recv_timeout(at.saturating_duration_since(Instant::now())),
-        };
-        match happening {
-            Ok(happening) => machine.take(happening),
-            Err(RecvTimeoutError::Timeout) => machine.take_deadline(),
-            // Cannot happen: the machine has a sender itself.
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        match &mut machine.state {
-            State::Told { linger } => {
-                let linger = linger.take();
-                wires.writer.finish();
-                return hand_over(&wires.happenings, linger);
-            }
-            State::Over => return,
-            State::Idle | State::Choosing(_) | State::Booting { .. } | State::Running(_) => {}
-        }
-    }
-}
-
-struct Machine {
+/// A VM in QEMU, and what serves it. Dropped, they are killed.
+#[derive(Debug)]
+pub struct Qemu {
     tools: Tools,
-    happen: Sender<Happening>,
-    outbox: Outbox,
+    post: Post,
+    happenings: Receiver<Happening>,
     state: State,
+    /// What nobody has been told yet.
+    facts: VecDeque<Fact<()>>,
 }
 
+#[derive(Debug)]
 enum State {
-    /// No Start yet.
+    /// No start yet.
     Idle,
     /// Waits for the probe of an accelerator.
     Choosing(Start),
     /// QEMU was started; waits for its greeting.
-    Booting { vm: Box<Vm>, reply: ReplyTo, deadline: Instant },
+    Booting { vm: Box<Vm>, deadline: Instant },
     /// The guest runs.
     Running(Box<Vm>),
-    /// The VM is gone and the owner is told. With `linger`, connections may hold bytes that it has yet to read.
-    Told { linger: Option<vsock::Device> },
-    /// There is no owner any more: the end.
-    Over,
+    /// The VM is gone. With a device, connections may hold bytes that the owner has yet to read.
+    Ended(Option<vsock::Device>),
 }
 
-/// A Start that waits for its accelerator.
+/// A start that waits for its accelerator.
+#[derive(Debug)]
 struct Start {
     vm: Box<Description>,
     files: Files,
     qemu: PathBuf,
-    reply: ReplyTo,
 }
 
 /// What runs a guest. Dropped, it is killed.
+#[derive(Debug)]
 struct Vm {
     qemu: Process,
     qmp: UnixStream,
@@ -98,7 +73,7 @@ struct Vm {
     shares: Vec<Process>,
     choice: Choice,
     /// Disks that come and go.
-    hotplug: Hotplug<ReplyTo>,
+    hotplug: Hotplug<Ask>,
     /// QEMU is a zombie.
     qemu_dead: bool,
     /// All that it ever said over QMP has been heard.
@@ -113,21 +88,157 @@ struct Vm {
     lost: Option<String>,
 }
 
-impl Machine {
+impl Qemu {
+    /// Nothing runs yet. `waker` wakes the thread that will drive this.
+    pub fn new(tools: Tools, waker: Waker) -> Self {
+        let (sender, happenings) = channel();
+        let post = Post { sender, waker };
+        Self { tools, post, happenings, state: State::Idle, facts: VecDeque::new() }
+    }
+}
+
+impl Hypervisor for Qemu {
+    /// The device sees the end of a connection by itself.
+    type Kept = ();
+
+    fn start(&mut self, vm: Box<Description>, files: Files, _now: Instant) -> Result<(), Refusal> {
+        let arch = vm.arch();
+        let qemu = match self.tools.qemu.clone().map_or_else(|| locate::qemu(arch), Ok) {
+            Ok(qemu) => qemu,
+            Err(error) => return Err(refusal(&LaunchError::Missing(error))),
+        };
+        if arch != Arch::HOST && vm.accelerator() == Accelerator::Hardware {
+            return Err(refusal(&LaunchError::Foreign { arch }));
+        }
+        let cache = self.tools.cache.as_deref();
+        let known = choose(arch, vm.accelerator(), &qemu, &files.kernel, cache);
+        let start = Start { vm, files, qemu };
+        match known {
+            Known::Choice(choice) => return self.launch(start, choice),
+            Known::Unknown(question) => {
+                self.state = State::Choosing(start);
+                let post = self.post.clone();
+                // Its own thread: it waits for a guest. The probe's QEMU is tied to it.
+                let probe = move || post.send(Happening::Chosen(question.probe()));
+                if std::thread::Builder::new().name("probe".into()).spawn(probe).is_err() {
+                    let reason = "no thread to try KVM in".to_owned();
+                    let choice = Choice { engine: super::accelerator::Engine::Tcg, reason };
+                    self.post.send(Happening::Chosen(choice));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, port: u32, ask: Ask) {
+        let refused = |refusal| Fact::Refused { ask, refusal };
+        let vsock = match &self.state {
+            State::Running(vm) => vm.vsock.as_ref(),
+            State::Choosing(_) | State::Booting { .. } => {
+                let refusal = Refusal::new(ErrorCode::NotUp, "QEMU is not up yet");
+                return self.facts.push_back(refused(refusal));
+            }
+            State::Idle | State::Ended(_) => None,
+        };
+        let Some(vsock) = vsock else {
+            return self.facts.push_back(refused(Refusal::no_vm()));
+        };
+        let post = self.post.clone();
+        vsock.handle().connect(port, move |result| post.send(Happening::Connected(ask, result)));
+    }
+
+    fn accept(&mut self, dial: u64) -> Result<(), Refusal> {
+        let vsock = self.vm().and_then(|vm| vm.vsock.as_ref()).ok_or_else(Refusal::no_vm)?;
+        vsock.handle().accept(dial);
+        Ok(())
+    }
+
+    fn attach_disk(&mut self, disk: Disk, file: OwnedFd, ask: Ask) {
+        self.plug(ask, |hotplug| {
+            let Disk { serial, read_only, .. } = disk;
+            let host_device = is_block_device(&file);
+            hotplug.attach(NewDisk { serial, read_only, host_device, file }, ask)
+        });
+    }
+
+    fn detach_disk(&mut self, serial: &Serial, ask: Ask, now: Instant) {
+        self.plug(ask, |hotplug| hotplug.detach(serial, ask, now));
+    }
+
+    fn power_button(&mut self) -> Result<(), Refusal> {
+        let vm = self.vm().ok_or_else(Refusal::no_vm)?;
+        vm.qmp
+            .write_all(qmp::POWER_BUTTON.as_bytes())
+            .map_err(|error| Refusal::new(ErrorCode::Failed, format!("tell QEMU: {error}")))
+    }
+
+    fn stop(&mut self, now: Instant) {
+        let Some(vm) = self.vm() else { return self.end_before_qemu() };
+        vm.verdict.get_or_insert(killed("stopped by its owner"));
+        match vm.qmp.write_all(qmp::QUIT.as_bytes()) {
+            Ok(()) => vm.kill_at = Some(now + QUIT_TIMEOUT),
+            // QEMU is ending already, or will not listen.
+            Err(_) => vm.qemu.kill(),
+        }
+    }
+
+    fn kill(&mut self) {
+        let Some(vm) = self.vm() else { return self.end_before_qemu() };
+        vm.verdict.get_or_insert(killed("killed by its owner"));
+        vm.qemu.kill();
+    }
+
+    /// QEMU's guest has the host's clock at hand.
+    fn woke(&mut self) {}
+
+    fn state(&self) -> String {
+        match &self.state {
+            State::Idle => "QEMU was not started".to_owned(),
+            State::Choosing(_) => "KVM is being tried".to_owned(),
+            State::Booting { vm, .. } => {
+                format!("QEMU (process {}) has not said hello", vm.qemu.pid())
+            }
+            State::Running(vm) => format!("QEMU (process {}) runs", vm.qemu.pid()),
+            State::Ended(_) => "QEMU has ended".to_owned(),
+        }
+    }
+
+    fn poll(&mut self, now: Instant) -> Option<Fact<()>> {
+        if self.due().is_some_and(|at| at <= now) {
+            self.take_deadline(now);
+        }
+        while self.facts.is_empty() {
+            let happening = self.happenings.try_recv().ok()?;
+            self.take(happening);
+        }
+        self.facts.pop_front()
+    }
+
     fn deadline(&self) -> Option<Instant> {
+        self.due()
+    }
+
+    fn lingers(&self, _connections: usize) -> bool {
+        matches!(&self.state, State::Ended(Some(_)))
+    }
+}
+
+impl Qemu {
+    fn due(&self) -> Option<Instant> {
         match &self.state {
             State::Booting { vm, deadline, .. } => Some(vm.kill_at.unwrap_or(*deadline)),
             State::Running(vm) => vm.kill_at.into_iter().chain(vm.hotplug.deadline()).min(),
-            State::Idle | State::Choosing(_) | State::Told { .. } | State::Over => None,
+            State::Idle | State::Choosing(_) | State::Ended(_) => None,
         }
     }
 
     fn take(&mut self, happening: Happening) {
         match happening {
-            Happening::Order(order) => self.obey(order),
             Happening::Chosen(choice) => {
-                if let State::Choosing(start) = std::mem::replace(&mut self.state, State::Idle) {
-                    self.launch(start, choice);
+                if let State::Choosing(start) = std::mem::replace(&mut self.state, State::Idle)
+                    && let Err(refusal) = self.launch(start, choice)
+                {
+                    self.crash(refusal.text);
                 }
             }
             Happening::Qmp(message) => self.hear(message),
@@ -138,20 +249,34 @@ impl Machine {
                     |vm: &mut Vm| vm.shares.get_mut(index).map_or_else(String::new, Process::reap);
                 self.lose(lost);
             }
-            Happening::VsockEnded(reason) => self.lose(|vm| {
-                vm.vsock = None;
-                format!("the vsock device ended: {reason}")
-            }),
+            Happening::VsockEnded(reason) => {
+                if let State::Ended(device) = &mut self.state {
+                    *device = None;
+                }
+                self.lose(|vm| {
+                    vm.vsock = None;
+                    format!("the vsock device ended: {reason}")
+                });
+            }
+            Happening::Connected(ask, Ok(stream)) => {
+                self.facts.push_back(Fact::Connected { ask, stream, kept: () });
+            }
+            Happening::Connected(ask, Err(error)) => {
+                let refusal = Refusal::new(code(&error), chain(&error));
+                self.facts.push_back(Fact::Refused { ask, refusal });
+            }
+            Happening::Dialed { port, dial, stream } => {
+                self.facts.push_back(Fact::Dialed { port, dial, stream, kept: () });
+            }
         }
     }
 
-    fn take_deadline(&mut self) {
-        let now = Instant::now();
+    fn take_deadline(&mut self, now: Instant) {
         if let State::Running(vm) = &mut self.state
             && vm.kill_at.is_none_or(|at| at > now)
         {
             let actions = vm.hotplug.late(now);
-            return vm.perform(actions);
+            return vm.perform(actions, &mut self.facts);
         }
         let late = matches!(&self.state, State::Booting { vm, .. } if vm.kill_at.is_none());
         let Some(vm) = self.vm() else { return };
@@ -169,162 +294,45 @@ impl Machine {
         vm.qemu.kill();
         // Its end comes as QemuEnded; until then nothing is due.
         if let State::Booting { deadline, .. } = &mut self.state {
-            *deadline = Instant::now() + QMP_GREETING_TIMEOUT;
+            *deadline = now + QMP_GREETING_TIMEOUT;
         }
     }
 
     fn vm(&mut self) -> Option<&mut Vm> {
         match &mut self.state {
             State::Booting { vm, .. } | State::Running(vm) => Some(vm),
-            State::Idle | State::Choosing(_) | State::Told { .. } | State::Over => None,
+            State::Idle | State::Choosing(_) | State::Ended(_) => None,
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::Start { vm, files, reply } => self.start(vm, files, reply),
-            Order::Connect { port, reply } => self.connect(port, reply),
-            Order::Accept { dial, reply } => match self.vm().and_then(|vm| vm.vsock.as_ref()) {
-                Some(vsock) => {
-                    vsock.handle().accept(dial);
-                    reply.done();
-                }
-                None => no_vm(reply),
-            },
-            // The device sees the end of a connection by itself.
-            Order::Release { reply, .. } => reply.done(),
-            Order::AttachDisk { disk, file, reply } => self.plug(reply, |hotplug, reply| {
-                let Disk { serial, read_only, .. } = disk;
-                let host_device = is_block_device(&file);
-                hotplug.attach(NewDisk { serial, read_only, host_device, file }, reply)
-            }),
-            Order::DetachDisk { serial, reply } => {
-                self.plug(reply, |hotplug, reply| hotplug.detach(&serial, reply, Instant::now()))
-            }
-            Order::PowerButton(reply) => match self
-                .vm()
-                .map(|vm| vm.qmp.write_all(qmp::POWER_BUTTON.as_bytes()))
-            {
-                Some(Ok(())) => reply.done(),
-                Some(Err(error)) => reply.error(ErrorCode::Failed, format!("tell QEMU: {error}")),
-                None => no_vm(reply),
-            },
-            Order::Stop(reply) => self.stop(reply),
-            Order::Kill(reply) => self.kill(reply),
-            // Nobody is left to be told anything.
-            Order::OwnerGone { .. } => self.state = State::Over,
-        }
+    fn launch(&mut self, start: Start, choice: Choice) -> Result<(), Refusal> {
+        let Start { vm, files, qemu } = start;
+        let vm = Vm::launch(&vm, files, qemu, choice, &self.tools, &self.post)
+            .map_err(|error| refusal(&error))?;
+        let deadline = Instant::now() + QMP_GREETING_TIMEOUT;
+        self.state = State::Booting { vm: Box::new(vm), deadline };
+        Ok(())
     }
 
-    fn start(&mut self, vm: Box<Description>, files: Files, reply: ReplyTo) {
-        if !matches!(self.state, State::Idle) {
-            return reply.error(ErrorCode::State, "this vminit-vmm has its VM already");
-        }
-        let arch = vm.arch();
-        let qemu = match self.tools.qemu.clone().map_or_else(|| locate::qemu(arch), Ok) {
-            Ok(qemu) => qemu,
-            Err(error) => return self.refuse(reply, &LaunchError::Missing(error)),
-        };
-        if arch != Arch::HOST && vm.accelerator() == Accelerator::Hardware {
-            return self.refuse(reply, &LaunchError::Foreign { arch });
-        }
-        let cache = self.tools.cache.as_deref();
-        let known = choose(arch, vm.accelerator(), &qemu, &files.kernel, cache);
-        let start = Start { vm, files, qemu, reply };
-        match known {
-            Known::Choice(choice) => self.launch(start, choice),
-            Known::Unknown(question) => {
-                self.state = State::Choosing(start);
-                let happen = self.happen.clone();
-                // Its own thread: it waits for a guest. The probe's QEMU is tied to it.
-                let probe = move || drop(happen.send(Happening::Chosen(question.probe())));
-                if std::thread::Builder::new().name("probe".into()).spawn(probe).is_err() {
-                    let reason = "no thread to try KVM in".to_owned();
-                    let choice = Choice { engine: super::accelerator::Engine::Tcg, reason };
-                    self.take(Happening::Chosen(choice));
-                }
-            }
-        }
-    }
-
-    fn launch(&mut self, start: Start, choice: Choice) {
-        let Start { vm, files, qemu, reply } = start;
-        match Vm::launch(&vm, files, qemu, choice, &self.tools, &self.happen, &self.outbox) {
-            Ok(vm) => {
-                let deadline = Instant::now() + QMP_GREETING_TIMEOUT;
-                self.state = State::Booting { vm: Box::new(vm), reply, deadline };
-            }
-            Err(error) => self.refuse(reply, &error),
-        }
-    }
-
-    /// A Start that cannot be carried out ends this process: its owner has nothing to gain from another try.
-    fn refuse(&mut self, reply: ReplyTo, error: &LaunchError) {
-        let text = chain(error);
-        reply.error(error.code(), text.clone());
-        self.outbox.exited(&Exited { reason: ExitReason::Crashed, detail: text });
-        self.state = State::Told { linger: None };
-    }
-
-    fn connect(&mut self, port: u32, reply: ReplyTo) {
-        let Some(vsock) = self.vm().and_then(|vm| vm.vsock.as_ref()) else {
-            return no_vm(reply);
-        };
-        vsock.handle().connect(port, move |result| match result {
-            Ok(stream) => drop(reply.connected(stream)),
-            Err(error) => reply.error(code(&error), chain(&error)),
-        });
+    fn crash(&mut self, detail: String) {
+        self.state = State::Ended(None);
+        self.facts.push_back(Fact::Ended(Exited { reason: ExitReason::Crashed, detail }));
     }
 
     /// Attaches or detaches a disk. QEMU takes commands only once it has booted.
-    fn plug(
-        &mut self,
-        reply: ReplyTo,
-        ask: impl FnOnce(&mut Hotplug<ReplyTo>, ReplyTo) -> Vec<Action<ReplyTo>>,
-    ) {
-        let State::Running(vm) = &mut self.state else { return no_vm(reply) };
-        let actions = ask(&mut vm.hotplug, reply);
-        vm.perform(actions);
-    }
-
-    fn stop(&mut self, reply: ReplyTo) {
-        let Some(vm) = self.vm() else {
-            return self.end_before_qemu(reply);
+    fn plug(&mut self, ask: Ask, order: impl FnOnce(&mut Hotplug<Ask>) -> Vec<Action<Ask>>) {
+        let State::Running(vm) = &mut self.state else {
+            return self.facts.push_back(Fact::Refused { ask, refusal: Refusal::no_vm() });
         };
-        vm.verdict.get_or_insert(Exited {
-            reason: ExitReason::Killed,
-            detail: "stopped by its owner".to_owned(),
-        });
-        match vm.qmp.write_all(qmp::QUIT.as_bytes()) {
-            Ok(()) => vm.kill_at = Some(Instant::now() + QUIT_TIMEOUT),
-            // QEMU is ending already, or will not listen.
-            Err(_) => vm.qemu.kill(),
-        }
-        reply.done();
+        let actions = order(&mut vm.hotplug);
+        vm.perform(actions, &mut self.facts);
     }
 
-    fn kill(&mut self, reply: ReplyTo) {
-        let Some(vm) = self.vm() else {
-            return self.end_before_qemu(reply);
-        };
-        vm.verdict.get_or_insert(Exited {
-            reason: ExitReason::Killed,
-            detail: "killed by its owner".to_owned(),
-        });
-        vm.qemu.kill();
-        reply.done();
-    }
-
-    fn end_before_qemu(&mut self, reply: ReplyTo) {
-        if !matches!(self.state, State::Choosing(_)) {
-            return no_vm(reply);
+    fn end_before_qemu(&mut self) {
+        if matches!(self.state, State::Choosing(_)) {
+            self.state = State::Ended(None);
+            self.facts.push_back(Fact::Ended(killed("ended before QEMU was started")));
         }
-        reply.done();
-        self.outbox.exited(&Exited {
-            reason: ExitReason::Killed,
-            detail: "ended before QEMU was started".to_owned(),
-        });
-        self.state = State::Told { linger: None };
     }
 
     fn hear(&mut self, message: Message) {
@@ -359,15 +367,15 @@ impl Machine {
             }
             (Message::Answer(command, result), State::Running(vm)) => {
                 let actions = vm.hotplug.answered(command, result);
-                vm.perform(actions);
+                vm.perform(actions, &mut self.facts);
             }
             (Message::Deleted(device), State::Running(vm)) => {
                 let actions = vm.hotplug.deleted(&device);
-                vm.perform(actions);
+                vm.perform(actions, &mut self.facts);
             }
             (Message::Kept(device), State::Running(vm)) => {
                 let actions = vm.hotplug.kept(&device);
-                vm.perform(actions);
+                vm.perform(actions, &mut self.facts);
             }
             (Message::Answer(..) | Message::Deleted(_) | Message::Kept(_), _) => {}
             (Message::Greeting | Message::Status(_) | Message::Error(_) | Message::Other, _) => {}
@@ -376,8 +384,12 @@ impl Machine {
 
     fn booted(&mut self) {
         match std::mem::replace(&mut self.state, State::Idle) {
-            State::Booting { vm, reply, .. } => {
-                reply.started(&vm.choice.engine.to_string(), &vm.choice.reason, vm.qemu.pid());
+            State::Booting { vm, .. } => {
+                self.facts.push_back(Fact::Running {
+                    accelerator: vm.choice.engine.to_string(),
+                    reason: vm.choice.reason.clone(),
+                    pid: vm.qemu.pid(),
+                });
                 self.state = State::Running(vm);
             }
             other => self.state = other,
@@ -402,32 +414,15 @@ impl Machine {
         if !self.vm().is_some_and(|vm| vm.qemu_dead && vm.qmp_closed) {
             return;
         }
-        let (vm, reply) = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Running(vm) => (vm, None),
-            State::Booting { vm, reply, .. } => (vm, Some(reply)),
+        let vm = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Running(vm) | State::Booting { vm, .. } => vm,
             other => return self.state = other,
         };
+        // The guest may have sent bytes that the owner has yet to read: the device hands them over, and ends by
+        // itself, at once when there are none.
         let (exit, vsock) = vm.bury();
-        if let Some(reply) = reply {
-            reply.error(ErrorCode::Failed, exit.detail.clone());
-        }
-        self.outbox.exited(&exit);
-        self.state = State::Told { linger: vsock };
-    }
-}
-
-/// The guest may have sent bytes that the owner has yet to read: the device hands them over, and ends by itself, at
-/// once when there are none. An owner that wants no more closes its socket.
-fn hand_over(happenings: &Receiver<Happening>, device: Option<vsock::Device>) {
-    let Some(_device) = device else { return };
-    let deadline = Instant::now() + vsock::limits::DRAIN_TIMEOUT + Duration::from_secs(1);
-    loop {
-        match happenings.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Happening::VsockEnded(_) | Happening::Order(Order::OwnerGone { .. })) | Err(_) => {
-                return;
-            }
-            Ok(_) => {}
-        }
+        self.facts.push_back(Fact::Ended(exit));
+        self.state = State::Ended(vsock);
     }
 }
 
@@ -438,11 +433,10 @@ impl Vm {
         qemu: PathBuf,
         choice: Choice,
         tools: &Tools,
-        happen: &Sender<Happening>,
-        outbox: &Outbox,
+        post: &Post,
     ) -> Result<Self, LaunchError> {
-        let (shares, share_sockets) = serve_shares(vm, tools, happen)?;
-        let (vsock, vsock_socket) = start_vsock(vm, happen, outbox)?;
+        let (shares, share_sockets) = serve_shares(vm, tools, post)?;
+        let (vsock, vsock_socket) = start_vsock(vm, post)?;
         let (qmp, qmp_socket) = UnixStream::pair().map_err(LaunchError::Socket)?;
         let fds = Fds {
             kernel: files.kernel.as_raw_fd(),
@@ -463,9 +457,9 @@ impl Vm {
             .collect();
         let mut command = Command::new(&qemu);
         command.args(arguments(vm, choice.engine, &fds)?);
-        let ended = happen.clone();
+        let ended = post.clone();
         let process = Process::start("QEMU", &mut command, &inherited, move || {
-            drop(ended.send(Happening::QemuEnded))
+            ended.send(Happening::QemuEnded)
         })
         .map_err(|source| LaunchError::Qemu { program: qemu, source })?;
         // From here on only QEMU has its ends: when it dies, all who serve it see that.
@@ -487,12 +481,12 @@ impl Vm {
             kill_at: None,
             lost: None,
         };
-        vm.listen(happen.clone())?;
+        vm.listen(post.clone())?;
         Ok(vm)
     }
 
     /// Reads QMP on a thread of its own, until QEMU's end closes it.
-    fn listen(&self, happen: Sender<Happening>) -> Result<(), LaunchError> {
+    fn listen(&self, post: Post) -> Result<(), LaunchError> {
         let mut socket = self.qmp.try_clone().map_err(LaunchError::Socket)?;
         let listen = move || {
             let (mut reader, mut buffer) = (qmp::Reader::default(), [0; 4096]);
@@ -500,10 +494,10 @@ impl Vm {
                 reader.handle(&buffer[..read]);
                 // A QEMU that talks nonsense is heard no more; its end is seen anyway.
                 while let Some(message) = reader.poll().ok().flatten() {
-                    let _ = happen.send(Happening::Qmp(message));
+                    post.send(Happening::Qmp(message));
                 }
             }
-            let _ = happen.send(Happening::QmpClosed);
+            post.send(Happening::QmpClosed);
         };
         std::thread::Builder::new()
             .name("qmp".into())
@@ -512,13 +506,15 @@ impl Vm {
         Ok(())
     }
 
-    fn perform(&mut self, actions: Vec<Action<ReplyTo>>) {
+    fn perform(&mut self, actions: Vec<Action<Ask>>, facts: &mut VecDeque<Fact<()>>) {
         for action in actions {
             match action {
                 // A QEMU that is gone is told of by its end, which answers who waits.
                 Action::Send { line, fd } => drop(self.tell(line.as_bytes(), fd)),
-                Action::Done(reply) => reply.done(),
-                Action::Failed { reply, code, text } => reply.error(code, text),
+                Action::Done(ask) => facts.push_back(Fact::Done { ask }),
+                Action::Failed { reply: ask, code, text } => {
+                    facts.push_back(Fact::Refused { ask, refusal: Refusal::new(code, text) });
+                }
             }
         }
     }
@@ -555,7 +551,7 @@ impl Vm {
 fn serve_shares(
     vm: &Description,
     tools: &Tools,
-    happen: &Sender<Happening>,
+    post: &Post,
 ) -> Result<(Vec<Process>, Vec<OwnedFd>), LaunchError> {
     if vm.shares().is_empty() {
         return Ok((Vec::new(), Vec::new()));
@@ -564,8 +560,8 @@ fn serve_shares(
     let sandbox = Sandbox::best(nix::unistd::geteuid().is_root(), may_unshare().unwrap_or(false));
     let (mut processes, mut sockets) = (Vec::new(), Vec::new());
     for (index, share) in vm.shares().iter().enumerate() {
-        let ended = happen.clone();
-        let ended = move || drop(ended.send(Happening::ShareEnded(index)));
+        let ended = post.clone();
+        let ended = move || ended.send(Happening::ShareEnded(index));
         let (process, socket) = virtiofs::serve(&program, share, sandbox, ended)?;
         processes.push(process);
         sockets.push(socket);
@@ -573,23 +569,19 @@ fn serve_shares(
     Ok((processes, sockets))
 }
 
-fn start_vsock(
-    vm: &Description,
-    happen: &Sender<Happening>,
-    outbox: &Outbox,
-) -> Result<(vsock::Device, OwnedFd), LaunchError> {
+fn start_vsock(vm: &Description, post: &Post) -> Result<(vsock::Device, OwnedFd), LaunchError> {
     let (ours, qemus) = UnixStream::pair().map_err(LaunchError::Socket)?;
     let config = vsock::Config {
         guest_cid: vm.guest_cid().get().into(),
         guest_dial_ports: vm.guest_dials().iter().copied().collect(),
         ask_owner: true,
     };
-    let (happen, outbox) = (happen.clone(), outbox.clone());
+    let post = post.clone();
     let events = move |event| match event {
         VsockEvent::GuestDialed { port, dial, stream, .. } => {
-            outbox.guest_dialed(port, dial, stream)
+            post.send(Happening::Dialed { port, dial, stream })
         }
-        VsockEvent::Gone { reason } => drop(happen.send(Happening::VsockEnded(explain(&reason)))),
+        VsockEvent::Gone { reason } => post.send(Happening::VsockEnded(explain(&reason))),
     };
     Ok((vsock::start(ours, config, events)?, qemus.into()))
 }
@@ -655,8 +647,12 @@ impl LaunchError {
     }
 }
 
-fn no_vm(reply: ReplyTo) {
-    reply.error(ErrorCode::State, "there is no VM yet; start one first");
+fn refusal(error: &LaunchError) -> Refusal {
+    Refusal::new(error.code(), chain(error))
+}
+
+fn killed(detail: &str) -> Exited {
+    Exited { reason: ExitReason::Killed, detail: detail.to_owned() }
 }
 
 fn code(error: &ConnectError) -> ErrorCode {

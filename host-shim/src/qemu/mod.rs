@@ -1,16 +1,14 @@
 //! Linux: one VM in QEMU, driven from vminit-vmm's main thread.
 //!
 //! ```text
-//!        Start                 verdict                  QMP greeting
+//!        start                 verdict                  QMP greeting
 //! Idle ---------> Choosing ---------------> Booting ------------------> Running
 //!                    |                         |                          |
 //!                    |                         |  QEMU dead and its last words heard
-//!                    +------- any end ---------+-----------> Told <-------+
-//!
-//! any state --- the owner is gone ---> Over
+//!                    +------- any end ---------+-----------> Ended <------+
 //! ```
 //!
-//! A helper that is lost, Stop and Kill lead to QEMU's end, and by that to `Told`.
+//! A helper that is lost, stop and kill lead to QEMU's end, and by that to `Ended`.
 //!
 //! Owns: QEMU, the virtiofsd of each share, and the vsock device. Promises: all of them end with the first of: the
 //! guest, any one of them, the owner, this process; the owner is told why; nothing is left in the filesystem.
@@ -25,12 +23,14 @@ mod machine;
 pub mod process;
 pub mod qmp;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Sender;
 
-pub use machine::run;
+pub use machine::Qemu;
 
-use crate::vmm::server::{Order, Outbox, Writer};
+use crate::vmm::hypervisor::{Ask, Waker};
+use crate::vsock::ConnectError;
 use accelerator::Choice;
 
 /// What a machine works with.
@@ -46,9 +46,7 @@ pub struct Tools {
 
 /// What happens to a machine. Facts, from many threads, in one queue.
 #[derive(Debug)]
-pub enum Happening {
-    /// The owner wants something.
-    Order(Order),
+enum Happening {
     /// It is known what can execute the guest.
     Chosen(Choice),
     /// QEMU said something.
@@ -61,17 +59,23 @@ pub enum Happening {
     ShareEnded(usize),
     /// The vsock device has ended, for this reason.
     VsockEnded(String),
+    /// The guest was dialled.
+    Connected(Ask, Result<OwnedFd, ConnectError>),
+    /// The guest dials.
+    Dialed { port: u32, dial: u64, stream: OwnedFd },
 }
 
-/// Where happenings come from and go to.
-#[derive(Debug)]
-pub struct Wires {
-    /// The queue's end.
-    pub happenings: Receiver<Happening>,
-    /// Where to send more.
-    pub happen: Sender<Happening>,
-    /// The owner.
-    pub outbox: Outbox,
-    /// What brings it the news.
-    pub writer: Writer,
+/// Where happenings go.
+#[derive(Clone, Debug)]
+struct Post {
+    sender: Sender<Happening>,
+    waker: Waker,
+}
+
+impl Post {
+    fn send(&self, happening: Happening) {
+        // Nobody takes it any more: then it is of no use.
+        let _ = self.sender.send(happening);
+        self.waker.wake();
+    }
 }

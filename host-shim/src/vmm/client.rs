@@ -347,9 +347,7 @@ pub struct Release {
 
 impl Drop for Release {
     fn drop(&mut self) {
-        // Nobody waits for the answer; a VM that has ended needs no release.
-        let _ =
-            self.line.ask(pb::request::Kind::Release(pb::Release { conn: self.conn }), Vec::new());
+        self.line.tell(pb::request::Kind::Release(pb::Release { conn: self.conn }));
     }
 }
 
@@ -387,6 +385,15 @@ impl Line {
         }
         waiting.answers.insert(id, sender);
         Some(receiver)
+    }
+
+    /// Queues a request of which nobody awaits the answer. Also after the VM's end: vminit-vmm stays for connections
+    /// that were not released.
+    fn tell(&self, kind: pb::request::Kind) {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let frame = encode(&mut pb::Request { id, fds: 0, kind: Some(kind) }, 0);
+        // A vminit-vmm that is gone has let go of everything.
+        let _ = self.frames.send((frame, Vec::new()));
     }
 
     fn answer(&self, id: u64, answer: Answer) {

@@ -2,18 +2,25 @@
 //!
 //! ```text
 //!   owner (shim, vminitctl)                  vminit-vmm
-//!   client::Vmm --- frame --- socket --- frame --- server ---> Order ---> what drives the VM, on the main thread
-//!        ^                                            ^                        |
-//!        +----------- Notice (replies, events) -------+------ Outbox <---------+
+//!   client::Vmm --- frame --- socket --- frame --- server ---> Order ---> life --- orders ---> a hypervisor
+//!        ^                                            ^                    |                       |
+//!        +----------- Notice (replies, events) -------+------ Outbox <-----+ <------ facts --------+
 //! ```
 //!
-//! Owns: framing, request numbers, passing of descriptors, and what becomes of both when either side dies or is slow.
-//! Never: knows what runs a VM.
+//! `life` and the hypervisor below it are on the main thread; `server` has threads of its own.
+//!
+//! Owns: framing, request numbers, passing of descriptors, how long a connection is kept, and what becomes of all this
+//! when either side dies or is slow. So it is one code for QEMU, Virtualization.framework and what else runs a VM.
+//! Never: knows what that is ([`hypervisor::Hypervisor`] is all that it sees).
 
 pub mod client;
 mod connection;
 pub mod frame;
+pub mod hypervisor;
+pub mod life;
+mod origin;
 pub mod server;
+pub mod sleep;
 
 pub use connection::{GuestReader, GuestStream, GuestWriter, Released};
 

@@ -155,16 +155,23 @@ enum Letter {
 }
 
 impl Outbox {
-    /// Tells the owner that the guest dials `port`. With too many such notices unread, the connection is closed
-    /// instead, which refuses it.
-    pub fn guest_dialed(&self, port: u32, dial: u64, stream: OwnedFd) {
+    /// Tells the owner that the guest dials `port`; `conn` is the connection's number. With too many such notices
+    /// unread, the connection is closed instead, which refuses it: false.
+    pub fn guest_dialed(&self, conn: u64, port: u32, dial: u64, stream: OwnedFd) -> bool {
         if self.dials.fetch_add(1, Ordering::Relaxed) >= MAX_QUEUED_DIALS {
             self.dials.fetch_sub(1, Ordering::Relaxed);
-            return;
+            return false;
         }
-        let dialed = pb::GuestDialed { conn: self.next_conn(), port, dial };
+        let dialed = pb::GuestDialed { conn, port, dial };
         let notice = event(pb::event::Kind::GuestDialed(dialed));
         self.post(Letter::Notice { notice, fds: vec![stream], dial: true });
+        true
+    }
+
+    /// Tells the owner that the machine has slept.
+    pub fn woke(&self) {
+        let notice = event(pb::event::Kind::Woke(pb::Woke {}));
+        self.post(Letter::Notice { notice, fds: Vec::new(), dial: false });
     }
 
     /// Tells the owner that the VM has ended: the last notice.
@@ -187,7 +194,8 @@ impl Outbox {
         self.post(Letter::Notice { notice, fds, dial: false });
     }
 
-    fn next_conn(&self) -> u64 {
+    /// A number for one more connection.
+    pub fn next_conn(&self) -> u64 {
         self.next_conn.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -227,11 +235,9 @@ impl ReplyTo {
         );
     }
 
-    /// The guest took the connection; the answer is its number.
-    pub fn connected(self, stream: OwnedFd) -> u64 {
-        let conn = self.outbox.as_ref().map_or(0, Outbox::next_conn);
+    /// The guest took the connection, which has this number.
+    pub fn connected(self, conn: u64, stream: OwnedFd) {
         self.answer(pb::reply::Kind::Connected(pb::Connected { conn }), vec![stream]);
-        conn
     }
 
     /// It was refused or has failed.
@@ -427,7 +433,7 @@ impl Files {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::{Read, Write};
     use std::sync::mpsc::{Receiver, channel};
     use std::time::Duration;
@@ -437,13 +443,13 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    struct Owner {
-        socket: UnixStream,
-        orders: Receiver<Order>,
-        outbox: Outbox,
+    pub(in super::super) struct Owner {
+        pub socket: UnixStream,
+        pub orders: Receiver<Order>,
+        pub outbox: Outbox,
     }
 
-    fn owner() -> Owner {
+    pub(in super::super) fn owner() -> Owner {
         let (socket, theirs) = UnixStream::pair().unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let (sender, orders) = channel();
@@ -452,16 +458,16 @@ mod tests {
     }
 
     impl Owner {
-        fn ask(&self, kind: pb::request::Kind, fds: &[OwnedFd]) {
+        pub fn ask(&self, kind: pb::request::Kind, fds: &[OwnedFd]) {
             let mut request = pb::Request { id: 7, fds: 0, kind: Some(kind) };
             send_all(&self.socket, &encode(&mut request, fds.len()), fds).unwrap();
         }
 
-        fn order(&self) -> Order {
+        pub fn order(&self) -> Order {
             self.orders.recv_timeout(PATIENCE).unwrap()
         }
 
-        fn notice(&self) -> (pb::notice::Kind, Vec<OwnedFd>) {
+        pub fn notice(&self) -> (pb::notice::Kind, Vec<OwnedFd>) {
             let mut decoder = Decoder::<pb::Notice, OwnedFd>::default();
             loop {
                 // One byte at a time, so that no next notice is read along.
@@ -474,7 +480,7 @@ mod tests {
             }
         }
 
-        fn error_text(&self) -> String {
+        pub fn error_text(&self) -> String {
             match self.notice().0 {
                 pb::notice::Kind::Reply(pb::Reply {
                     id: 7,
@@ -485,11 +491,11 @@ mod tests {
         }
     }
 
-    fn file() -> OwnedFd {
+    pub(in super::super) fn file() -> OwnedFd {
         tempfile::tempfile().unwrap().into()
     }
 
-    fn start(protocol: u32) -> pb::request::Kind {
+    pub(in super::super) fn start(protocol: u32) -> pb::request::Kind {
         let vm = Description::try_from(draft()).unwrap();
         pb::request::Kind::Start(pb::Start { protocol, vm: Some((&vm).into()) })
     }
@@ -500,7 +506,7 @@ mod tests {
         owner.ask(pb::request::Kind::Connect(pb::Connect { port: 1024 }), &[]);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         match owner.order() {
-            Order::Connect { port: 1024, reply } => assert_eq!(reply.connected(theirs.into()), 1),
+            Order::Connect { port: 1024, reply } => reply.connected(1, theirs.into()),
             other => panic!("{other:?}"),
         }
         let (kind, mut fds) = owner.notice();
@@ -605,7 +611,7 @@ mod tests {
         let owner = owner();
         for _ in 0..2 * OUTBOX_MESSAGES {
             let (ours, _theirs) = UnixStream::pair().unwrap();
-            owner.outbox.guest_dialed(1027, 7, ours.into());
+            owner.outbox.guest_dialed(owner.outbox.next_conn(), 1027, 7, ours.into());
         }
         owner.ask(pb::request::Kind::Kill(pb::Kill {}), &[]);
         assert!(matches!(owner.order(), Order::Kill(_)));

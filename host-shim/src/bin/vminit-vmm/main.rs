@@ -13,8 +13,9 @@ use std::sync::mpsc::channel;
 
 use clap::Parser;
 use host_shim::locate::{QEMU_VARIABLE, VIRTIOFSD_VARIABLE, cache_dir};
-use host_shim::qemu::{Happening, Tools, Wires, run};
+use host_shim::qemu::{Qemu, Tools};
 use host_shim::sys::inherited::{be_private_and_unbounded, take_fd};
+use host_shim::vmm::life::{alarm, drive as drive_life};
 use host_shim::vmm::server::serve;
 
 /// Runs one virtual machine for the process at the other end of a control socket.
@@ -75,10 +76,15 @@ fn drive(flags: Flags) -> io::Result<()> {
         io::Error::other(text)
     })?;
     be_private_and_unbounded()?;
-    let (happen, happenings) = channel();
-    let orders = happen.clone();
-    let (outbox, writer) = serve(socket, move |order| drop(orders.send(Happening::Order(order))))?;
+    let (waker, wait) = alarm();
+    let (order, orders) = channel();
+    let wake = waker.clone();
+    let (outbox, writer) = serve(socket, move |what| {
+        // Nobody takes it any more: this process is about to end.
+        let _ = order.send(what);
+        wake.wake();
+    })?;
     let tools = Tools { qemu: flags.qemu, virtiofsd: flags.virtiofsd, cache: cache_dir() };
-    run(tools, Wires { happenings, happen, outbox, writer });
+    drive_life(Qemu::new(tools, waker), &orders, outbox, writer, wait);
     Ok(())
 }

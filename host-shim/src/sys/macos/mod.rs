@@ -6,8 +6,10 @@ pub mod namespaces;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::time::{ClockId, clock_gettime};
 
 /// Flags of recvmsg(2): there is none that makes fds close-on-exec.
 pub const SCM_RECEIVE_FLAGS: i32 = 0;
@@ -19,6 +21,25 @@ pub const SCM_SEND_FLAGS: i32 = 0;
 pub fn close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
     fcntl(fd.as_raw_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(())
+}
+
+/// Since some moment: the time that the machine was awake, and that with its sleep (CLOCK_UPTIME_RAW and
+/// CLOCK_MONOTONIC_RAW of clock_gettime(3)).
+pub fn clocks() -> (Duration, Duration) {
+    // Both clocks exist since macOS 10.12; one that could not be read would stand.
+    let read =
+        |clock| clock_gettime(ClockId::from_raw(clock)).map_or(Duration::ZERO, Duration::from);
+    let all = read(libc::CLOCK_MONOTONIC_RAW);
+    (read(libc::CLOCK_UPTIME_RAW), all)
+}
+
+/// A process's name, for people: proc_name of libproc.
+pub fn process_name(pid: i32) -> Option<String> {
+    let mut name = [0u8; 64];
+    // SAFETY: the buffer is as long as is said, and lives through the call.
+    let length = unsafe { libc::proc_name(pid, name.as_mut_ptr().cast(), name.len() as u32) };
+    let length = usize::try_from(length).ok().filter(|length| *length > 0)?;
+    Some(String::from_utf8_lossy(name.get(..length)?).into_owned())
 }
 
 /// Holes in files.
