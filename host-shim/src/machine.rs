@@ -267,6 +267,12 @@ impl Machine {
         &self.console
     }
 
+    /// Writes the VM's state to a new file, for a VM of the same description to begin from
+    /// ([`crate::vm::Options::restore`]). The guest stands meanwhile, and goes on.
+    pub async fn save(&self, path: &Path) -> Result<(), VmmError> {
+        self.vmm.save(path).await
+    }
+
     /// Presses the guest's power button. Whether it heeds it shows in [`Machine::exited`].
     pub async fn power_down(&self) {
         // A VM that has ended needs no button.

@@ -227,6 +227,7 @@ impl Vm {
             shares,
             nics: options.nics.clone(),
             accelerator: if options.counted { Accelerator::Emulation } else { Default::default() },
+            options: Default::default(),
         };
         let description = Description::try_from(draft).expect("a VM that makes sense");
         let mut vmm = dist.join("bin/vminit-vmm");

@@ -211,6 +211,7 @@ fn tiny_vm() -> Description {
         shares: Vec::new(),
         nics: Vec::new(),
         accelerator: Accelerator::Hardware,
+        options: Default::default(),
     };
     draft.try_into().expect("a description")
 }

@@ -120,6 +120,12 @@ fn netdev(index: usize, nic: &Nic) -> String {
             }
             text
         }
+        // Both are refused before it comes to this: QEMU would want a name of its own beside the socket's, and a
+        // helper with root's rights.
+        Network::Datagram { socket } => {
+            format!("dgram,id=net{index},remote.type=unix,remote.path={}", socket.display())
+        }
+        Network::Bridged { interface } => format!("bridge,id=net{index},br={interface}"),
         Network::Stream { socket } => {
             let path = socket.display();
             format!("stream,id=net{index},server=off,addr.type=unix,addr.path={path}")

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
@@ -24,7 +24,7 @@ use crate::locate::{self, LocateError};
 use crate::sys::namespaces::may_unshare;
 use crate::sys::scm;
 use crate::virtiofs::{self, Sandbox, ShareError};
-use crate::vm::{Accelerator, Arch, Description, Disk, Serial};
+use crate::vm::{Accelerator, Arch, Description, Disk, Network, Nic, Options, Serial};
 use crate::vmm::hypervisor::{Ask, Fact, Hypervisor, Refusal, Waker};
 use crate::vmm::server::Files;
 use crate::vmm::{ExitReason, Exited};
@@ -110,6 +110,9 @@ impl Hypervisor for Qemu {
         if arch != Arch::HOST && vm.accelerator() == Accelerator::Hardware {
             return Err(refusal(&LaunchError::Foreign { arch }));
         }
+        if let Some(what) = had_elsewhere(&vm) {
+            return Err(refusal(&LaunchError::Elsewhere { what }));
+        }
         let cache = self.tools.cache.as_deref();
         let known = choose(arch, vm.accelerator(), &qemu, &files.kernel, cache);
         let start = Start { vm, files, qemu };
@@ -163,6 +166,12 @@ impl Hypervisor for Qemu {
 
     fn detach_disk(&mut self, serial: &Serial, ask: Ask, now: Instant) {
         self.plug(ask, |hotplug| hotplug.detach(serial, ask, now));
+    }
+
+    fn save(&mut self, _path: &Path, ask: Ask) {
+        let refusal =
+            Refusal::new(ErrorCode::Invalid, "saving a VM's state is not to be had under QEMU");
+        self.facts.push_back(Fact::Refused { ask, refusal });
     }
 
     fn power_button(&mut self) -> Result<(), Refusal> {
@@ -609,6 +618,12 @@ enum LaunchError {
         /// The guest's.
         arch: Arch,
     },
+    /// Other hypervisors have it. The caller's fault.
+    #[error("{what} is not to be had under QEMU")]
+    Elsewhere {
+        /// What.
+        what: &'static str,
+    },
     /// A shared directory.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -637,6 +652,7 @@ impl LaunchError {
         match self {
             Self::Missing(_) => ErrorCode::Missing,
             Self::Foreign { .. }
+            | Self::Elsewhere { .. }
             | Self::Share(ShareError::Kind { .. } | ShareError::NoNamespace { .. })
             | Self::Cmdline(_) => ErrorCode::Invalid,
             Self::Share(ShareError::Start { .. })
@@ -645,6 +661,23 @@ impl LaunchError {
             | Self::Qemu { .. } => ErrorCode::Failed,
         }
     }
+}
+
+/// What of this VM only other hypervisors have.
+fn had_elsewhere(vm: &Description) -> Option<&'static str> {
+    let Options { rosetta, nested: _, save_and_restore, restore } = vm.options();
+    let network = |nic: &Nic| match nic.network {
+        Network::Datagram { .. } => Some("a network of datagrams"),
+        Network::Bridged { .. } => Some("a bridge to an interface of the host"),
+        Network::User { .. } | Network::Stream { .. } => None,
+    };
+    // Nested VMs are a matter of the CPU that KVM shows to every guest.
+    let option =
+        rosetta
+            .then_some("Rosetta")
+            .or((*save_and_restore || restore.is_some())
+                .then_some("saving and restoring a VM's state"));
+    option.or_else(|| vm.nics().iter().find_map(network))
 }
 
 fn refusal(error: &LaunchError) -> Refusal {

@@ -2,6 +2,7 @@
 //! Promises: fds come in borrowed and go out owned; each function's doc leads to its man page.
 //! Never: decides anything.
 
+pub mod frames;
 pub mod inherited;
 pub mod scm;
 pub mod terminal;

@@ -56,6 +56,21 @@ pub struct Draft {
     pub nics: Vec<Nic>,
     /// What executes the guest's instructions.
     pub accelerator: Accelerator,
+    /// What not every hypervisor has.
+    pub options: Options,
+}
+
+/// What not every hypervisor has. Wished and not to be had, it is an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Share Rosetta with the guest, so that it runs x86_64 programs on an arm64 Mac.
+    pub rosetta: bool,
+    /// The guest may run VMs itself.
+    pub nested: bool,
+    /// The VM's state is to be saved.
+    pub save_and_restore: bool,
+    /// It begins from this saved state, of a VM of the same description; absolute.
+    pub restore: Option<PathBuf>,
 }
 
 /// A disk image.
@@ -244,6 +259,11 @@ impl Description {
         self.0.accelerator
     }
 
+    /// What not every hypervisor has.
+    pub fn options(&self) -> &Options {
+        &self.0.options
+    }
+
     /// How many files ride along when this is sent: kernel, initramfs, disks, console.
     pub fn file_count(&self) -> usize {
         1 + usize::from(self.0.initramfs.is_some()) + self.0.disks.len() + 1
@@ -292,6 +312,7 @@ pub(crate) mod tests {
             shares: Vec::new(),
             nics: Vec::new(),
             accelerator: Accelerator::Auto,
+            options: Options::default(),
         }
     }
 

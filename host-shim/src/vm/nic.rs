@@ -29,6 +29,16 @@ pub enum Network {
         /// Its Unix socket, on which it listens; absolute.
         socket: PathBuf,
     },
+    /// A program that takes and gives Ethernet frames, one a datagram: gvproxy, vmnet-helper.
+    Datagram {
+        /// Its Unix socket, which it has bound; absolute.
+        socket: PathBuf,
+    },
+    /// The network of one of the host's own interfaces: the guest is a machine of its own there.
+    Bridged {
+        /// The interface's name: `en0`.
+        interface: String,
+    },
 }
 
 /// A port of the host that leads to one of the guest.
@@ -65,6 +75,14 @@ pub enum NicError {
     /// Neither kind of network.
     #[error("interface {0} has no network")]
     NoNetwork(MacAddress),
+    /// The name of an interface of the host.
+    #[error("{name:?} is no name of an interface of the host, to bridge interface {mac} to")]
+    Interface {
+        /// The guest's interface.
+        mac: MacAddress,
+        /// What was given.
+        name: String,
+    },
 }
 
 impl FromStr for MacAddress {
@@ -131,7 +149,7 @@ impl Nic {
     pub fn published(&self) -> &[Published] {
         match &self.network {
             Network::User { published } => published,
-            Network::Stream { .. } => &[],
+            Network::Stream { .. } | Network::Datagram { .. } | Network::Bridged { .. } => &[],
         }
     }
 
@@ -139,7 +157,14 @@ impl Nic {
     pub(super) fn check(&self) -> Result<(), NicError> {
         match &self.network {
             Network::User { .. } => Ok(()),
-            Network::Stream { socket } => {
+            Network::Bridged { interface } => {
+                let named = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+                if (1..=15).contains(&interface.len()) && interface.bytes().all(named) {
+                    return Ok(());
+                }
+                Err(NicError::Interface { mac: self.mac, name: interface.clone() })
+            }
+            Network::Stream { socket } | Network::Datagram { socket } => {
                 let text = socket.to_str().filter(|text| !text.contains(','));
                 let good = socket.is_absolute() && text.is_some();
                 if good { Ok(()) } else { Err(NicError::Socket(self.mac)) }
@@ -173,6 +198,18 @@ mod tests {
         ] {
             let error = wrong.parse::<Published>().unwrap_err().to_string();
             assert!(error.contains("8080:80"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bridge_is_named_by_an_interface_of_the_host() {
+        let nic = |interface: &str| Nic {
+            mac: "52:54:00:00:00:01".parse().unwrap(),
+            network: Network::Bridged { interface: interface.to_owned() },
+        };
+        assert_eq!(nic("en0").check(), Ok(()));
+        for wrong in ["", "en0,x", "a/b", "0123456789abcdef"] {
+            assert!(matches!(nic(wrong).check(), Err(NicError::Interface { .. })), "{wrong}");
         }
     }
 

@@ -10,7 +10,7 @@ use vminitd_protocol::pb::vminitd::vmm::v1 as pb;
 use super::{
     Accelerator, Arch, Cid, Cmdline, CmdlineError, Description, DescriptionError, Disk, Draft,
 };
-use super::{MemorySize, MemorySizeError, NameError, Network, Nic, NicError, Share};
+use super::{MemorySize, MemorySizeError, NameError, Network, Nic, NicError, Options, Share};
 
 /// Why a message is no description. The peer's fault: it checks with the same code before it sends.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub enum WireError {
 
 impl From<&Description> for pb::VmDescription {
     fn from(vm: &Description) -> Self {
-        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        let text = |path: &std::path::Path| absolute(path).to_string_lossy().into_owned();
         Self {
             name: vm.name().to_string(),
             arch: match vm.arch() {
@@ -59,6 +59,15 @@ impl From<&Description> for pb::VmDescription {
                 Accelerator::Emulation => pb::Accelerator::Emulation,
             }
             .into(),
+            rosetta: vm.options().rosetta,
+            nested: vm.options().nested,
+            save_and_restore: vm.options().save_and_restore,
+            restore: vm
+                .options()
+                .restore
+                .iter()
+                .flat_map(|p| p.as_os_str().as_bytes().to_vec())
+                .collect(),
         }
     }
 }
@@ -92,16 +101,27 @@ impl TryFrom<pb::VmDescription> for Description {
             shares: vm.shares.into_iter().map(from_share).collect::<Result<_, _>>()?,
             nics: vm.nics.into_iter().map(from_nic).collect::<Result<_, _>>()?,
             accelerator,
+            options: Options {
+                rosetta: vm.rosetta,
+                nested: vm.nested,
+                save_and_restore: vm.save_and_restore,
+                restore: (!vm.restore.is_empty()).then(|| OsString::from_vec(vm.restore).into()),
+            },
         };
         Ok(draft.try_into()?)
     }
+}
+
+/// vminit-vmm need not have the owner's working directory.
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 pub(crate) fn to_disk(disk: &Disk) -> pb::Disk {
     pb::Disk {
         serial: disk.serial.to_string(),
         read_only: disk.read_only,
-        path: disk.path.to_string_lossy().into_owned(),
+        path: absolute(&disk.path).to_string_lossy().into_owned(),
     }
 }
 
@@ -133,6 +153,10 @@ fn to_nic(nic: &Nic) -> pb::Nic {
         Network::Stream { socket } => {
             pb::nic::Network::StreamSocket(socket.to_string_lossy().into_owned())
         }
+        Network::Datagram { socket } => {
+            pb::nic::Network::DatagramSocket(socket.to_string_lossy().into_owned())
+        }
+        Network::Bridged { interface } => pb::nic::Network::Bridged(interface.clone()),
     };
     pb::Nic { mac: nic.mac.to_string(), network: Some(network) }
 }
@@ -144,6 +168,8 @@ fn from_nic(nic: pb::Nic) -> Result<Nic, NicError> {
             published: user.published.iter().map(|p| p.parse()).collect::<Result<_, _>>()?,
         },
         pb::nic::Network::StreamSocket(path) => Network::Stream { socket: path.into() },
+        pb::nic::Network::DatagramSocket(path) => Network::Datagram { socket: path.into() },
+        pb::nic::Network::Bridged(interface) => Network::Bridged { interface },
     };
     Ok(Nic { mac, network })
 }
@@ -160,15 +186,22 @@ mod tests {
         let user = Network::User { published: published.collect() };
         let socket = Network::Stream { socket: "/run/switch.sock".into() };
         let nic = |mac: &str, network| Nic { mac: mac.parse().unwrap(), network };
-        let other = stream.then(|| nic("52:54:00:00:00:02", socket));
-        [nic("52:54:00:00:00:01", user)].into_iter().chain(other).collect()
+        let frames = Network::Datagram { socket: "/run/frames.sock".into() };
+        let bridged = Network::Bridged { interface: "en0".to_owned() };
+        let others = [
+            nic("52:54:00:00:00:02", socket),
+            nic("52:54:00:00:00:03", frames),
+            nic("52:54:00:00:00:04", bridged),
+        ];
+        let others = others.into_iter().filter(|_| stream);
+        [nic("52:54:00:00:00:01", user)].into_iter().chain(others).collect()
     }
 
     proptest! {
         #[test]
         fn a_description_arrives_as_it_was_sent(
             arm: bool, cpus in 1u32..=255, mebibytes in 64u64..9999, cid in 3u32..99, dials in proptest::collection::btree_set(any::<u32>(), 0..9),
-            ports in proptest::collection::btree_set(1u16.., 0..9), stream: bool,
+            ports in proptest::collection::btree_set(1u16.., 0..9), stream: bool, rosetta: bool, nested: bool, save_and_restore: bool,
             tags in proptest::collection::btree_set("[a-z]{1,9}", 0..8), word in "[a-z]{1,9}(=[a-z ]{1,9})?",
         ) {
             let shares = tags.iter().map(|tag| Share { tag: tag.parse().unwrap(), path: format!("/{tag}").into(), read_only: true });
@@ -180,6 +213,7 @@ mod tests {
                 guest_dials: dials,
                 shares: shares.collect(),
                 nics: nics(&ports, stream),
+                options: Options { rosetta, nested, save_and_restore, restore: save_and_restore.then(|| "/saved".into()) },
                 cmdline: Cmdline::new().word(word).unwrap(),
                 ..draft()
             }).unwrap();

@@ -187,6 +187,12 @@ impl Vmm {
         self.ask(pb::request::Kind::DetachDisk(detach), Vec::new()).await.map(drop)
     }
 
+    /// Writes the VM's state to a new file, where its hypervisor can.
+    pub async fn save(&self, path: &Path) -> Result<(), VmmError> {
+        let path = path.as_os_str().as_encoded_bytes().to_vec();
+        self.ask(pb::request::Kind::Save(pb::Save { path }), Vec::new()).await.map(drop)
+    }
+
     /// Asks the guest to power off, as a button on the case would.
     pub async fn power_button(&self) -> Result<(), VmmError> {
         self.ask(pb::request::Kind::PowerButton(pb::PowerButton {}), Vec::new()).await.map(drop)

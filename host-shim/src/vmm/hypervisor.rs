@@ -5,6 +5,7 @@
 //! Never: knows an owner, a request's number or a message.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -59,6 +60,9 @@ pub trait Hypervisor {
 
     /// Takes it away again. Answer: [`Fact::Done`] or [`Fact::Refused`].
     fn detach_disk(&mut self, serial: &Serial, ask: Ask, now: Instant);
+
+    /// Writes the VM's state to a new file. Answer: [`Fact::Done`] or [`Fact::Refused`].
+    fn save(&mut self, path: &Path, ask: Ask);
 
     /// Asks the guest to power off.
     fn power_button(&mut self) -> Result<(), Refusal>;
@@ -129,6 +133,8 @@ pub enum Fact<K> {
         /// Why.
         refusal: Refusal,
     },
+    /// Time has passed that the guest knows nothing of.
+    Slept,
     /// The VM is gone. The last fact.
     Ended(Exited),
 }

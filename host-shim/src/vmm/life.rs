@@ -15,14 +15,16 @@
 //! Never: does I/O of its own, or asks for the time: a driver ([`drive`]) tells both.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 use vminitd_protocol::ports::DEFAULT_RPC_PORT;
 
 use super::hypervisor::{Ask, Fact, Hypervisor, Refusal, Waker};
-use super::server::{Order, Outbox, ReplyTo, Writer};
+use super::server::{Order, Outbox, ReplyTo, Writer, serve};
 use super::sleep::SleepWatch;
 use super::{ExitReason, Exited, origin};
 use crate::limits::{LINGER_TIMEOUT, START_PROBE_INTERVAL, START_TIMEOUT};
@@ -110,6 +112,11 @@ impl<H: Hypervisor> Life<H> {
             Order::DetachDisk { serial, reply } => {
                 if let Some(ask) = self.ask(reply) {
                     self.hypervisor.detach_disk(&serial, ask, now);
+                }
+            }
+            Order::Save { path, reply } => {
+                if let Some(ask) = self.ask(reply) {
+                    self.hypervisor.save(&path, ask);
                 }
             }
             Order::PowerButton(reply) => {
@@ -256,6 +263,7 @@ impl<H: Hypervisor> Life<H> {
                 Some(reply) => reply.error(refusal.code, refusal.text),
                 None => self.probe_again(ask),
             },
+            Fact::Slept => self.outbox.woke(),
             Fact::Ended(exit) => self.end(exit, now),
         }
     }
@@ -303,15 +311,30 @@ fn answer(reply: ReplyTo, done: Result<(), Refusal>) {
     }
 }
 
-/// Drives a VM on this thread, from its owner's Start to the end. `wait` returns when the waker has woken it since its
-/// last return, when the time is over, or for no reason.
-pub fn drive<H: Hypervisor>(
-    hypervisor: H,
-    orders: &Receiver<Order>,
+/// An owner who is served.
+#[derive(Debug)]
+pub struct Owner {
+    orders: Receiver<Order>,
     outbox: Outbox,
     writer: Writer,
-    mut wait: impl FnMut(Option<Duration>),
-) {
+}
+
+/// Begins to serve the owner at the other end of `socket`. Each order wakes the thread that drives its VM.
+pub fn owner(socket: UnixStream, waker: &Waker) -> io::Result<Owner> {
+    let (order, orders) = channel();
+    let wake = waker.clone();
+    let (outbox, writer) = serve(socket, move |what| {
+        // Nobody takes it any more: this process is about to end.
+        let _ = order.send(what);
+        wake.wake();
+    })?;
+    Ok(Owner { orders, outbox, writer })
+}
+
+/// Drives the owner's VM on this thread, from its Start to the end. `wait` returns when the waker has woken it since
+/// its last return, when the time is over, or for no reason.
+pub fn drive<H: Hypervisor>(hypervisor: H, owner: Owner, mut wait: impl FnMut(Option<Duration>)) {
+    let Owner { orders, outbox, writer } = owner;
     let mut life = Life::new(hypervisor, outbox);
     let mut writer = Some(writer);
     let mut sleep = SleepWatch::default();

@@ -19,6 +19,7 @@ pub mod frame;
 pub mod hypervisor;
 pub mod life;
 mod origin;
+pub mod paths;
 pub mod server;
 pub mod sleep;
 

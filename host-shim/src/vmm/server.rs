@@ -5,10 +5,13 @@
 //! makes no sense and an owner that has stopped reading all come as [`Order::OwnerGone`].
 //! Never: knows what runs a VM. Its orders may come at any time and in any sequence: who takes them checks.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -71,6 +74,13 @@ pub enum Order {
     DetachDisk {
         /// Which.
         serial: Serial,
+        /// Answer: [`ReplyTo::done`].
+        reply: ReplyTo,
+    },
+    /// Write the VM's state to a new file.
+    Save {
+        /// Which; absolute.
+        path: PathBuf,
         /// Answer: [`ReplyTo::done`].
         reply: ReplyTo,
     },
@@ -359,6 +369,13 @@ fn to_order(
             Ok(serial) => Ok(Order::DetachDisk { serial, reply }),
             Err(error) => Err((reply, error.to_string())),
         },
+        Some(pb::request::Kind::Save(save)) => {
+            let path = PathBuf::from(OsString::from_vec(save.path));
+            match path.is_absolute() {
+                true => Ok(Order::Save { path, reply }),
+                false => Err((reply, format!("{path:?} is no absolute path"))),
+            }
+        }
         Some(pb::request::Kind::PowerButton(_)) => Ok(Order::PowerButton(reply)),
         Some(pb::request::Kind::Stop(_)) => Ok(Order::Stop(reply)),
         Some(pb::request::Kind::Kill(_)) => Ok(Order::Kill(reply)),

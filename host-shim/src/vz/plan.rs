@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use crate::limits::MAX_DRIVER_CMDLINE_BYTES;
 use crate::vm::{Accelerator, Arch, Cid, Cmdline, CmdlineError, Description, Disk, MacAddress};
-use crate::vm::{Network, Share};
+use crate::vm::{Network, Options, Share};
 
 /// What the kernel is told first. The framework's only console is a virtio one.
 const CMDLINE: &str = "console=hvc0 quiet panic=-1";
@@ -54,15 +54,15 @@ pub enum Rosetta {
     Installed,
 }
 
-/// What only this hypervisor has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    /// Share Rosetta with the guest.
-    pub rosetta: bool,
-    /// The guest may run VMs itself.
-    pub nested: bool,
-    /// The VM's state is to be saved and restored.
-    pub save_and_restore: bool,
+/// What an interface is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// VZNATNetworkDeviceAttachment.
+    Nat,
+    /// VZFileHandleNetworkDeviceAttachment, of a datagram socket that is connected to this one.
+    Frames(PathBuf),
+    /// VZBridgedNetworkDeviceAttachment, of the interface of this name. Needs an entitlement that Apple grants one by one.
+    Bridged(String),
 }
 
 /// What is to be configured, in the order in which the guest finds it.
@@ -84,10 +84,16 @@ pub struct Plan {
     pub shares: Vec<Share>,
     /// One more of those, with VZLinuxRosettaDirectoryShare, by this tag.
     pub rosetta: Option<&'static str>,
-    /// VZVirtioNetworkDeviceConfiguration each, with a VZNATNetworkDeviceAttachment.
-    pub nics: Vec<MacAddress>,
+    /// VZVirtioNetworkDeviceConfiguration each.
+    pub nics: Vec<(MacAddress, Attachment)>,
     /// nestedVirtualizationEnabled.
     pub nested: bool,
+    /// validateSaveRestoreSupportWithError must agree.
+    pub save_and_restore: bool,
+    /// restoreMachineStateFromURL, instead of a start.
+    pub restore: Option<PathBuf>,
+    /// Ports on which a listener stands.
+    pub guest_dials: Vec<u32>,
     /// What the owner wished and gets less of; for people.
     pub notes: Vec<Note>,
 }
@@ -166,7 +172,7 @@ pub enum PlanError {
     Published(MacAddress),
     /// Its frames have another form.
     #[error(
-        "interface {0}: a socket that takes frames is not to be had under Virtualization.framework; use a user network"
+        "interface {0}: a stream of frames is not to be had under Virtualization.framework; use a socket of datagrams, or a user network"
     )]
     StreamSocket(MacAddress),
     /// The Mac has no Rosetta.
@@ -187,7 +193,8 @@ pub enum PlanError {
 }
 
 /// Plans `vm` for `mac`.
-pub fn plan(vm: &Description, options: Options, mac: &Mac) -> Result<Plan, PlanError> {
+pub fn plan(vm: &Description, mac: &Mac) -> Result<Plan, PlanError> {
+    let options = vm.options();
     since("running VMs", OLDEST, mac)?;
     if vm.arch() != mac.arch {
         return Err(PlanError::Architecture { wished: vm.arch(), mac: mac.arch });
@@ -198,7 +205,7 @@ pub fn plan(vm: &Description, options: Options, mac: &Mac) -> Result<Plan, PlanE
     if vm.guest_cid() != Cid::default() {
         return Err(PlanError::Cid { wished: vm.guest_cid().get() });
     }
-    if options.save_and_restore {
+    if options.save_and_restore || options.restore.is_some() {
         since("saving a VM's state", SAVE_AND_RESTORE, mac)?;
     }
     if options.nested {
@@ -224,6 +231,9 @@ pub fn plan(vm: &Description, options: Options, mac: &Mac) -> Result<Plan, PlanE
         rosetta: rosetta(vm, options, mac)?,
         nics: nics(vm)?,
         nested: options.nested,
+        save_and_restore: options.save_and_restore || options.restore.is_some(),
+        restore: options.restore.clone(),
+        guest_dials: vm.guest_dials().iter().copied().collect(),
         notes,
     })
 }
@@ -263,7 +273,7 @@ fn memory(wished: u64, mac: &Mac, notes: &mut Vec<Note>) -> Result<u64, PlanErro
 
 fn rosetta(
     vm: &Description,
-    options: Options,
+    options: &Options,
     mac: &Mac,
 ) -> Result<Option<&'static str>, PlanError> {
     match (options.rosetta, mac.rosetta) {
@@ -279,11 +289,13 @@ fn rosetta(
     }
 }
 
-fn nics(vm: &Description) -> Result<Vec<MacAddress>, PlanError> {
+fn nics(vm: &Description) -> Result<Vec<(MacAddress, Attachment)>, PlanError> {
     let nic = |nic: &crate::vm::Nic| match &nic.network {
-        Network::User { published } if published.is_empty() => Ok(nic.mac),
+        Network::User { published } if published.is_empty() => Ok((nic.mac, Attachment::Nat)),
         Network::User { .. } => Err(PlanError::Published(nic.mac)),
         Network::Stream { .. } => Err(PlanError::StreamSocket(nic.mac)),
+        Network::Datagram { socket } => Ok((nic.mac, Attachment::Frames(socket.clone()))),
+        Network::Bridged { interface } => Ok((nic.mac, Attachment::Bridged(interface.clone()))),
     };
     vm.nics().iter().map(nic).collect()
 }

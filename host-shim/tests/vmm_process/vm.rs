@@ -97,6 +97,7 @@ pub fn draft(directory: &TempDir, cmdline: &str) -> Draft {
         nics: Vec::new(),
         shares: vec![Share { tag: "shared".parse().unwrap(), path: shared, read_only: true }],
         accelerator: Default::default(),
+        options: Default::default(),
     }
 }
 

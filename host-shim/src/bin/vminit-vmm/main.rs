@@ -9,14 +9,16 @@ use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::channel;
 
 use clap::Parser;
-use host_shim::locate::{QEMU_VARIABLE, VIRTIOFSD_VARIABLE, cache_dir};
-use host_shim::qemu::{Qemu, Tools};
+use host_shim::locate::{QEMU_VARIABLE, VIRTIOFSD_VARIABLE};
 use host_shim::sys::inherited::{be_private_and_unbounded, take_fd};
-use host_shim::vmm::life::{alarm, drive as drive_life};
-use host_shim::vmm::server::serve;
+use host_shim::vmm::hypervisor::Waker;
+use host_shim::vmm::life::{Owner, owner};
+
+#[cfg_attr(target_os = "linux", path = "qemu.rs")]
+#[cfg_attr(target_os = "macos", path = "vz/mod.rs")]
+mod hypervisor;
 
 /// Runs one virtual machine for the process at the other end of a control socket.
 ///
@@ -76,15 +78,5 @@ fn drive(flags: Flags) -> io::Result<()> {
         io::Error::other(text)
     })?;
     be_private_and_unbounded()?;
-    let (waker, wait) = alarm();
-    let (order, orders) = channel();
-    let wake = waker.clone();
-    let (outbox, writer) = serve(socket, move |what| {
-        // Nobody takes it any more: this process is about to end.
-        let _ = order.send(what);
-        wake.wake();
-    })?;
-    let tools = Tools { qemu: flags.qemu, virtiofsd: flags.virtiofsd, cache: cache_dir() };
-    drive_life(Qemu::new(tools, waker), &orders, outbox, writer, wait);
-    Ok(())
+    hypervisor::drive(flags, move |waker: &Waker| -> io::Result<Owner> { owner(socket, waker) })
 }

@@ -42,6 +42,18 @@ pub fn process_name(pid: i32) -> Option<String> {
     Some(String::from_utf8_lossy(name.get(..length)?).into_owned())
 }
 
+/// Makes writing to a socket whose peer is gone an error, no signal, whoever writes: SO_NOSIGPIPE of setsockopt(2).
+pub fn no_sigpipe(fd: BorrowedFd<'_>) {
+    let on: libc::c_int = 1;
+    let size = std::mem::size_of_val(&on) as libc::socklen_t;
+    // What is no socket needs it not, and the process ignores the signal anyway.
+    // SAFETY: the pointer is to a value of the size that is said, which lives through the call.
+    unsafe {
+        let value = std::ptr::from_ref(&on).cast();
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NOSIGPIPE, value, size)
+    };
+}
+
 /// Holes in files.
 pub mod holes {
     use std::fs::File;

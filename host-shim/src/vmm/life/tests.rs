@@ -41,6 +41,7 @@ impl Hypervisor for Scripted {
     }
     fn attach_disk(&mut self, _: Disk, _: OwnedFd, _: Ask) {}
     fn detach_disk(&mut self, _: &Serial, _: Ask, _: Instant) {}
+    fn save(&mut self, _: &std::path::Path, _: Ask) {}
     fn power_button(&mut self) -> Result<(), Refusal> {
         Err(Refusal::new(ErrorCode::Failed, "no button"))
     }

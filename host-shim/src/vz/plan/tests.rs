@@ -18,7 +18,7 @@ fn mac() -> Mac {
 }
 
 fn planned(draft: Draft, options: Options, mac: &Mac) -> Result<Plan, PlanError> {
-    plan(&Description::try_from(draft).unwrap(), options, mac)
+    plan(&Description::try_from(Draft { options, ..draft }).unwrap(), mac)
 }
 
 fn told(draft: Draft, options: Options, mac: &Mac) -> String {
@@ -67,7 +67,7 @@ fn what_the_framework_has_not_is_refused_by_name() {
     let (other, none) =
         (Arch::ALL.into_iter().find(|a| *a != Arch::HOST).unwrap(), Options::default());
     let refused = |draft, part: &str| {
-        let told = told(draft, none, &mac());
+        let told = told(draft, none.clone(), &mac());
         assert!(told.contains(part), "{told}");
     };
     refused(Draft { arch: other, ..draft() }, other.name());
@@ -86,10 +86,10 @@ fn what_came_later_is_refused_before() {
         Options { save_and_restore: true, ..Options::default() },
     );
     assert!(told(draft(), Options::default(), &old((12, 7))).contains("macOS 13.0, this is 12.7"));
-    assert!(told(draft(), save, &old((13, 6))).contains("macOS 14.0"));
-    assert!(planned(draft(), save, &old((14, 0))).is_ok());
-    assert!(told(draft(), nested, &old((14, 9))).contains("macOS 15.0"));
-    assert!(told(draft(), nested, &Mac { nested: false, ..mac() }).contains("CPU cannot"));
+    assert!(told(draft(), save.clone(), &old((13, 6))).contains("macOS 14.0"));
+    assert!(planned(draft(), save.clone(), &old((14, 0))).is_ok());
+    assert!(told(draft(), nested.clone(), &old((14, 9))).contains("macOS 15.0"));
+    assert!(told(draft(), nested.clone(), &Mac { nested: false, ..mac() }).contains("CPU cannot"));
     assert!(planned(draft(), nested, &mac()).unwrap().nested);
 }
 
@@ -97,14 +97,35 @@ fn what_came_later_is_refused_before() {
 fn rosetta_is_shared_where_it_is_and_else_said_how_it_comes() {
     let rosetta = Options { rosetta: true, ..Options::default() };
     let with = |rosetta| Mac { rosetta, ..mac() };
-    assert_eq!(planned(draft(), rosetta, &mac()).unwrap().rosetta, Some(ROSETTA_TAG));
-    assert_eq!(planned(draft(), rosetta, &with(Rosetta::NotSupported)), Err(PlanError::NoRosetta));
-    assert!(told(draft(), rosetta, &with(Rosetta::NotInstalled)).contains("softwareupdate"));
+    assert_eq!(planned(draft(), rosetta.clone(), &mac()).unwrap().rosetta, Some(ROSETTA_TAG));
+    assert_eq!(
+        planned(draft(), rosetta.clone(), &with(Rosetta::NotSupported)),
+        Err(PlanError::NoRosetta)
+    );
+    assert!(
+        told(draft(), rosetta.clone(), &with(Rosetta::NotInstalled)).contains("softwareupdate")
+    );
     let tag = ROSETTA_TAG.to_owned().try_into().unwrap();
     let shares = vec![Share { tag, path: "/s".into(), read_only: true }];
-    let taken = planned(Draft { shares: shares.clone(), ..draft() }, rosetta, &mac());
+    let taken = planned(Draft { shares: shares.clone(), ..draft() }, rosetta.clone(), &mac());
     assert_eq!(taken, Err(PlanError::RosettaTag));
     assert!(planned(Draft { shares, ..draft() }, Options::default(), &mac()).is_ok());
+}
+
+#[test]
+fn an_interface_is_attached_as_was_wished() {
+    let attached = |network| {
+        let plan = planned(nic(network), Options::default(), &mac()).unwrap();
+        plan.nics[0].1.clone()
+    };
+    assert_eq!(attached(Network::User { published: Vec::new() }), Attachment::Nat);
+    let socket = PathBuf::from("/run/frames.sock");
+    assert_eq!(attached(Network::Datagram { socket: socket.clone() }), Attachment::Frames(socket));
+    let interface = "en0".to_owned();
+    assert_eq!(
+        attached(Network::Bridged { interface: interface.clone() }),
+        Attachment::Bridged(interface)
+    );
 }
 
 proptest! {

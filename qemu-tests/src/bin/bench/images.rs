@@ -125,6 +125,7 @@ impl Images {
             shares: Vec::new(),
             nics: Vec::new(),
             accelerator: Default::default(),
+            options: Default::default(),
         })
     }
 

@@ -308,6 +308,7 @@ fn describe(
             .into_iter()
             .collect(),
         accelerator,
+        options: Default::default(),
     };
     Ok(Description::try_from(draft)?)
 }

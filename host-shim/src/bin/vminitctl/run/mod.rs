@@ -242,6 +242,7 @@ fn describe(vm: &Vm) -> Result<Description, RunError> {
         hotplug_slots: Default::default(),
         shares: vm.container.storage.shares.clone(),
         accelerator: Default::default(),
+        options: Default::default(),
     };
     around::add_extras(&mut draft, &args.extras, &vm.claim)?;
     Ok(Description::try_from(draft)?)
