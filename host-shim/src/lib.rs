@@ -7,6 +7,7 @@
 //! | [`vmm`] | the control socket between a VM's owner and its `vminit-vmm` |
 //! | [`ctl`] | running VMs of this host, found by name, and reached by other programs |
 //! | [`qemu`], [`virtiofs`], [`vsock`] | Linux: what `vminit-vmm` drives |
+//! | [`external`] | VMs in another's program, as vfkit is one |
 //! | [`guest`] | what runs in the VM: its services and streams |
 //! | [`container`] | containers as a host makes them |
 //! | [`dials`] | ports of the host that a guest dials |
@@ -22,6 +23,7 @@ mod chain;
 pub mod container;
 pub mod ctl;
 pub mod dials;
+pub mod external;
 pub mod extras;
 pub mod guest;
 pub mod images;

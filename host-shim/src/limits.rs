@@ -116,6 +116,18 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the guest of a VM that is said to start is dialled meanwhile: one that answers runs.
 pub const START_PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often another's program (vfkit) is asked whether its VM runs, while it is started.
+pub const EXTERNAL_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long such a program may take to answer.
+pub const EXTERNAL_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bytes of its answer; the longest that we ask for has some hundred.
+pub const MAX_EXTERNAL_ANSWER_BYTES: u64 = 64 << 10;
+
+/// Bytes of a Unix socket's path on macOS, less the final NUL (sun_path); Linux takes a few more.
+pub const MAX_SOCKET_PATH_BYTES: usize = 103;
+
 /// After a VM's end: how long connections may hold bytes that the owner has yet to read.
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(11);
 

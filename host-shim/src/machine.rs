@@ -6,6 +6,7 @@
 //! a guest that floods its console does not fill the disk.
 //! Never: waits for the guest to serve. "Runs" is what the hypervisor says; who wants to know more dials it.
 
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
@@ -46,10 +47,25 @@ const REPORT_MARK: &str = "vminitd: stop report: ";
 /// How to boot.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
-    /// The program: a vminit-vmm.
-    pub vmm: PathBuf,
+    /// What runs the VM.
+    pub vmm: VmmProgram,
     /// The file for what the guest prints. It is made, or emptied, and for its owner alone.
     pub console: PathBuf,
+}
+
+/// A program that runs one VM for its owner: a vminit-vmm.
+#[derive(Clone, Debug)]
+pub struct VmmProgram {
+    /// The program.
+    pub path: PathBuf,
+    /// What it is told, in front of the control socket's number.
+    pub arguments: Vec<OsString>,
+}
+
+impl From<PathBuf> for VmmProgram {
+    fn from(path: PathBuf) -> Self {
+        Self { path, arguments: Vec::new() }
+    }
 }
 
 /// A VM that runs, or has ended.
@@ -161,7 +177,7 @@ impl Machine {
         let (guests_end, console_whole, reported) =
             record(file, arrivals.clone()).map_err(BootError::Pipe)?;
         let spawned_at = Instant::now();
-        let (vmm, dials) = Vmm::spawn(&options.vmm)?;
+        let (vmm, dials) = Vmm::spawn(&options.vmm.path, &options.vmm.arguments)?;
         let started = vmm.start(&vm, files, guests_end).await?;
         let console = options.console;
         let overdue = AtomicBool::new(false);

@@ -215,7 +215,7 @@ fn a_program_that_is_no_vminit_vmm_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let description = Description::try_from(draft(&directory, STAYS)).unwrap();
         let options = |vmm: &str| BootOptions {
-            vmm: vmm.into(),
+            vmm: std::path::PathBuf::from(vmm).into(),
             console: directory.path().join("console.log"),
         };
         let error = Machine::boot(description.clone(), options("/nowhere/vmm")).await.unwrap_err();

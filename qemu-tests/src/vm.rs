@@ -235,7 +235,7 @@ impl Vm {
             let directory = console.parent().expect("a file in a directory");
             vmm = counting::vmm(directory, &vmm).expect("a QEMU that counts");
         }
-        let boot = BootOptions { vmm, console: console.to_owned() };
+        let boot = BootOptions { vmm: vmm.into(), console: console.to_owned() };
         let booted = Machine::boot_with_dials(description, boot).await;
         let (machine, dials) = booted.unwrap_or_else(|error| {
             let mut text = error.to_string();

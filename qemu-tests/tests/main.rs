@@ -14,6 +14,7 @@
 //! | `events` | their numbers, resuming, slow subscribers |
 //! | `exec` | further processes in a container |
 //! | `exec_cli` | `vminitctl exec`, `list` and names of VMs, as a person uses them |
+//! | `external` | VMs in another's program, for which a stand-in of vfkit's stands |
 //! | `extras` | files for the guest by a disk with a tar archive |
 //! | `guest_dial` | ports of the host that the guest dials |
 //! | `images` | `vminitctl run` with images and volumes, as a person uses it |
@@ -58,6 +59,7 @@ mod errors;
 mod events;
 mod exec;
 mod exec_cli;
+mod external;
 mod extras;
 mod guest_dial;
 mod images;

@@ -5,11 +5,11 @@
 //! Never: blocks the runtime; loses a connection that arrived for a caller who no longer waits (it is closed).
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use vminitd_protocol::pb::vminitd::vmm::v1 as pb;
 
 use super::frame::{Decoder, encode};
-use super::{ExitReason, Exited, GuestStream, PROTOCOL};
+use super::{ExitReason, Exited, GuestStream, PROTOCOL, paths};
 use crate::limits::{MAX_QUEUED_DIALS, REAP_TIMEOUT, STDERR_TAIL_BYTES};
 use crate::sys::scm;
 use crate::vm::{Description, Disk, Serial, to_disk};
@@ -110,18 +110,22 @@ pub enum VmmError {
 }
 
 impl Vmm {
-    /// Starts `program` (a vminit-vmm), which then waits for [`Vmm::start`]. Dials of the guest come out of the second.
+    /// Starts `program` (a vminit-vmm) with `arguments` of its own, which then waits for [`Vmm::start`]. Dials of the guest come out of the second.
     ///
     /// Its control socket is its standard input: an fd that no other process started at the same moment can inherit,
     /// and that needs no code between fork and exec. It gets a process group of its own, so that a terminal's Ctrl-C
     /// does not reach it.
-    pub fn spawn(program: &Path) -> Result<(Self, mpsc::Receiver<Dial>), VmmError> {
+    pub fn spawn(
+        program: &Path,
+        arguments: &[OsString],
+    ) -> Result<(Self, mpsc::Receiver<Dial>), VmmError> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(VmmError::Socket)?;
         ours.set_nonblocking(true).map_err(VmmError::Socket)?;
         let socket = Arc::new(UnixStream::from_std(ours).map_err(VmmError::Socket)?);
         let log = tempfile::tempfile().map_err(VmmError::Socket)?;
         let stderr = log.try_clone().map_err(VmmError::Socket)?;
         let child = Command::new(program)
+            .args(arguments)
             .args(["--control-fd", "0"].map(OsStr::new))
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
@@ -313,19 +317,13 @@ fn lock(fd: OwnedFd, disk: &Disk) -> Result<OwnedFd, OpenError> {
         true => "another VM writes it",
         false => "another VM has it; images that are given read-only to all (,ro) can be shared",
     };
-    match take(&fd, how) {
+    match paths::lock(&fd, how) {
         Ok(()) => Ok(fd),
         Err(Errno::EWOULDBLOCK) => Err(OpenError::InUse { path: disk.path.clone(), by }),
         Err(errno) => {
             Err(OpenError::Open { what: "disk", path: disk.path.clone(), source: errno.into() })
         }
     }
-}
-
-/// Not [`nix::fcntl::Flock`], which unlocks when it is dropped: the fd is to be passed on.
-fn take(fd: &OwnedFd, how: FlockArg) -> Result<(), Errno> {
-    #[expect(deprecated, reason = "its successor owns the file and unlocks it when it is dropped")]
-    nix::fcntl::flock(fd.as_raw_fd(), how)
 }
 
 fn open(what: &'static str, path: &Path, read_only: bool) -> Result<OwnedFd, OpenError> {

@@ -12,7 +12,10 @@ use crate::vm::{Accelerator, Arch, Cid, Cmdline, CmdlineError, Description, Disk
 use crate::vm::{Network, Options, Share};
 
 /// What the kernel is told first. The framework's only console is a virtio one.
-const CMDLINE: &str = "console=hvc0 quiet panic=-1";
+pub const VIRTIO_CONSOLE: &str = "console=hvc0 quiet panic=-1";
+
+/// The framework takes whole MiB of memory only.
+pub const MEMORY_UNIT: u64 = 1 << 20;
 
 /// The tag of the share with Rosetta in it.
 pub const ROSETTA_TAG: &str = "rosetta";
@@ -223,7 +226,7 @@ pub fn plan(vm: &Description, mac: &Mac) -> Result<Plan, PlanError> {
     Ok(Plan {
         kernel: vm.kernel().to_owned(),
         initramfs: vm.initramfs().map(ToOwned::to_owned),
-        cmdline: vm.cmdline().after(Cmdline::parse(CMDLINE)?)?.to_string(),
+        cmdline: vm.cmdline().after(Cmdline::parse(VIRTIO_CONSOLE)?)?.to_string(),
         cpus,
         memory,
         disks: vm.disks().to_vec(),
@@ -300,7 +303,7 @@ fn nics(vm: &Description) -> Result<Vec<(MacAddress, Attachment)>, PlanError> {
     vm.nics().iter().map(nic).collect()
 }
 
-const _: () = assert!(CMDLINE.len() < MAX_DRIVER_CMDLINE_BYTES);
+const _: () = assert!(VIRTIO_CONSOLE.len() < MAX_DRIVER_CMDLINE_BYTES);
 
 #[cfg(test)]
 mod tests;

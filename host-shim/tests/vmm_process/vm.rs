@@ -72,7 +72,7 @@ pub async fn boot(directory: &TempDir, draft: Draft) -> Result<Machine, BootErro
 }
 
 fn options(directory: &TempDir) -> BootOptions {
-    BootOptions { vmm: installed(), console: directory.path().join("console.log") }
+    BootOptions { vmm: installed().into(), console: directory.path().join("console.log") }
 }
 
 pub fn draft(directory: &TempDir, cmdline: &str) -> Draft {

@@ -26,13 +26,20 @@ use tracing::{error, info, warn};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use host_shim::chain;
+use host_shim::{chain, external};
 use life::{Settings, Shim, hooks, share};
 use protocol::flags::{self, Flags};
 use protocol::publish::{Publisher, Target};
 use protocol::{delete, info, log, service, start};
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == external::COMMAND) {
+        return match external::serve(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let done =
         flags::parse(std::env::args_os().skip(1)).map_err(|error| chain(&error)).and_then(run);
     match done {

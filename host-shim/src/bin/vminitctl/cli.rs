@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use host_shim::container::{TmpfsWish, VolumeWish};
 use host_shim::ctl::Selector;
 use host_shim::dials::GuestDial;
+use host_shim::external::Choice;
 use host_shim::extras::Extra;
 use host_shim::images::wish::ImageWish;
 use host_shim::vm::{Arch, MemorySize, Published, VmName};
@@ -337,6 +338,14 @@ pub struct RunArgs {
     /// Example: --publish 8080:80 --publish 0.0.0.0:5353:53/udp
     #[arg(long, value_name = "HOST:GUEST", help_heading = "Network", action = ArgAction::Append)]
     pub publish: Vec<Published>,
+
+    /// Program to run the VM instead of our own: external:vfkit
+    ///
+    /// One that is installed (and on macOS signed) and takes vfkit's command line, by name or by path. For Macs that
+    /// let no program of ours run VMs. It has no read-only shares: give the root filesystem as --image.
+    /// Example: --vmm external:vfkit
+    #[arg(long, value_name = "external:PROGRAM", help_heading = "VM")]
+    pub vmm: Option<Choice>,
 
     /// Name by which other commands find the VM [default: made up]
     ///

@@ -24,12 +24,20 @@ mod time;
 use std::process::exit;
 
 use clap::Parser;
-use host_shim::chain;
+use host_shim::{chain, external};
 
 /// Our own failure, as `docker run` and others count.
 const FAILED: i32 = 125;
 
 fn main() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == external::COMMAND) {
+        if let Err(error) = external::serve(arguments) {
+            eprintln!("vminitctl: {}", chain(&error));
+            exit(FAILED);
+        }
+        return;
+    }
     let cli = cli::Cli::try_parse().unwrap_or_else(|told| {
         // What was asked for (--help) is no error. A closed pipe is none either.
         let _ = told.print();

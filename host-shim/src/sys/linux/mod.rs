@@ -24,6 +24,9 @@ pub fn close_on_exec(_fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a terminal the controlling one: ioctl_tty(2), tty(4).
+pub const TAKE_TERMINAL: libc::c_ulong = libc::TIOCSCTTY;
+
 /// Since some moment: the time that the machine was awake, and that with its sleep (CLOCK_MONOTONIC and
 /// CLOCK_BOOTTIME of clock_gettime(2)).
 pub fn clocks() -> (Duration, Duration) {

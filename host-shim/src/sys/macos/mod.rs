@@ -23,6 +23,9 @@ pub fn close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a terminal the controlling one: ioctl_tty(2), tty(4).
+pub const TAKE_TERMINAL: libc::c_ulong = libc::TIOCSCTTY as libc::c_ulong;
+
 /// Since some moment: the time that the machine was awake, and that with its sleep (CLOCK_UPTIME_RAW and
 /// CLOCK_MONOTONIC_RAW of clock_gettime(3)).
 pub fn clocks() -> (Duration, Duration) {

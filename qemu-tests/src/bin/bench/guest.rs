@@ -58,7 +58,7 @@ pub async fn machine(
 ) -> Result<Machine, Failure> {
     let mut draft = images.draft(medium)?;
     draft.disks.extend(disks);
-    let options = BootOptions { vmm: images.vmm(), console: images.console() };
+    let options = BootOptions { vmm: images.vmm().into(), console: images.console() };
     Ok(Machine::boot(Description::try_from(draft)?, options).await?)
 }
 
@@ -66,7 +66,7 @@ pub async fn machine(
 pub async fn counted_machine(images: &Images, medium: Medium) -> Result<Machine, Failure> {
     let mut draft = images.draft(medium)?;
     draft.accelerator = Accelerator::Emulation;
-    let options = BootOptions { vmm: images.counting_vmm()?, console: images.console() };
+    let options = BootOptions { vmm: images.counting_vmm()?.into(), console: images.console() };
     Ok(Machine::boot(Description::try_from(draft)?, options).await?)
 }
 

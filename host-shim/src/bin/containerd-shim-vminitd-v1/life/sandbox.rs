@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use host_shim::container::user_network;
 use host_shim::ctl::{self, About};
 use host_shim::dials;
+use host_shim::external::{Choice, ChoiceError};
 use host_shim::guest::{
     BOOT_DEADLINE, CallError, Guest, NotServing, Ports, SteadyGuest, unlimited,
 };
@@ -112,6 +113,12 @@ pub enum SandboxError {
     #[error("io.vminitd.accelerator: {0:?} is none; give auto, hardware or emulation")]
     Accelerator(String),
     /// An annotation.
+    #[error("io.vminitd.vmm")]
+    VmmChoice(#[from] ChoiceError),
+    /// The program itself cannot be found.
+    #[error("find this program")]
+    Vmm(#[source] std::io::Error),
+    /// `io.vminitd.network`.
     #[error("io.vminitd.network: {0:?} is none; give user or none")]
     Network(String),
     /// A port to publish.
@@ -153,7 +160,11 @@ impl Sandbox {
         let sockets = around::dials(wish.config)?;
         let description = describe(&wish, share.as_ref(), &sockets)?;
         let cgroup = Cgroup::enter(wish.config, wish.size.memory.bytes(), wish.bundle);
-        let options = BootOptions { vmm: locate::vmm()?, console: wish.bundle.join(CONSOLE) };
+        let vmm = match said_vmm(&wish)? {
+            Some(choice) => choice.vmm().map_err(SandboxError::Vmm)?,
+            None => locate::vmm()?.into(),
+        };
+        let options = BootOptions { vmm, console: wish.bundle.join(CONSOLE) };
         let (machine, dialled) =
             Machine::boot_with_dials(description, options).await.map_err(SandboxError::Boot)?;
         let machine = Arc::new(machine);
@@ -248,6 +259,12 @@ pub fn tell_tail(machine: &Machine) {
     for line in machine.console_tail(TAIL_LINES) {
         error!("console: {line}");
     }
+}
+
+/// The annotation that names another's program to run the VM.
+fn said_vmm(wish: &Wish<'_>) -> Result<Option<Choice>, SandboxError> {
+    let said = wish.config["annotations"]["io.vminitd.vmm"].as_str();
+    Ok(said.map(str::parse).transpose()?)
 }
 
 fn describe(

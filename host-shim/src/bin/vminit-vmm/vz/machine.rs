@@ -27,8 +27,9 @@ use host_shim::chain;
 use host_shim::sys::no_sigpipe;
 use host_shim::vm::{Description, Disk, Serial};
 use host_shim::vmm::hypervisor::{Ask, Fact, Hypervisor, Refusal};
+use host_shim::vmm::paths::{self, Disks};
 use host_shim::vmm::server::Files;
-use host_shim::vmm::{ExitReason, Exited, paths};
+use host_shim::vmm::{ExitReason, Exited};
 use host_shim::vz::failure::Failure;
 use host_shim::vz::plan;
 
@@ -75,8 +76,7 @@ struct Vm {
     _delegate: Retained<MachineDelegate>,
     /// Held weakly by their listeners, as these by nobody.
     _listeners: Vec<(Retained<VZVirtioSocketListener>, Retained<PortDelegate>)>,
-    /// The files: a disk is taken as long as its descriptor is open.
-    _files: Files,
+    disks: Disks,
     /// What its owner gets less of than it wished.
     notes: String,
     /// Why it ends, when we end it.
@@ -157,7 +157,9 @@ impl Vz {
     }
 
     fn runs(&mut self) {
-        let reason = self.vm.as_ref().map(|vm| vm.notes.clone()).unwrap_or_default();
+        let Some(vm) = &self.vm else { return };
+        vm.disks.take_again();
+        let reason = vm.notes.clone();
         self.facts.push_back(Fact::Running { accelerator: "vz".to_owned(), reason, pid: 0 });
     }
 
@@ -221,7 +223,7 @@ impl Vz {
             machine,
             socket,
             _delegate: delegate,
-            _files: files,
+            disks: Disks::let_go(vm, files.disks),
             notes: plan.notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
             verdict: None,
         };

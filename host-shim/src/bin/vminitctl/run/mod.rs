@@ -119,7 +119,11 @@ async fn boot_and_run(
     mut drawing: Option<Drawing>,
 ) -> Result<i32, RunError> {
     let console = Console::new(vm.args.console.as_deref(), &vm.claim).map_err(RunError::Console)?;
-    let options = BootOptions { vmm: locate::vmm()?, console: console.path().to_owned() };
+    let vmm = match &vm.args.vmm {
+        Some(choice) => choice.vmm().map_err(RunError::Control)?,
+        None => locate::vmm()?.into(),
+    };
+    let options = BootOptions { vmm, console: console.path().to_owned() };
     let mut timings = Timings::start();
     let (machine, dials) = Machine::boot_with_dials(describe(vm)?, options).await?;
     let (machine, dials) = (Arc::new(machine), around::connect_dials(&vm.args, dials));
