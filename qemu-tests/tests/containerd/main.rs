@@ -4,6 +4,7 @@
 //!
 //! | module | what it is about |
 //! |---|---|
+//! | `around` | what a task has of the host: mounts, names, hooks |
 //! | `failure` | what dies: shim, VM, containerd |
 //! | `life` | run, exec, kill and what else ctr asks of a task |
 //! | `look` | `vminitctl` on a VM that a shim owns; other snapshotters |
@@ -13,6 +14,7 @@
 //! | `snapshotters` | root filesystems of other snapshotters than the usual |
 //! | `stdio` | output: every byte |
 
+mod around;
 mod failure;
 mod life;
 mod look;

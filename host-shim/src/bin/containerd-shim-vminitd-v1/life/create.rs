@@ -12,7 +12,6 @@ use host_shim::chain;
 use host_shim::container::user_network::FILES;
 use host_shim::guest::{CallError, Guest, unlimited};
 use host_shim::vm::Serial;
-use prost::Message;
 use serde_json::Value;
 use tokio::time::sleep;
 use tracing::info;
@@ -28,6 +27,7 @@ use vminitd_protocol::pb::vminitd::options::v1::Options;
 use super::events;
 use super::failure::Failure;
 use super::hooks::{HookError, Hooks};
+use super::options;
 use super::process::{Container, Process};
 use super::rootfs::{Image, Rootfs, on_disks};
 use super::sandbox::{Sandbox, Wish, bind_mount, serial};
@@ -46,9 +46,6 @@ const STATE_PAUSE: Duration = Duration::from_millis(50);
 /// How often that is asked.
 const STATE_TRIES: usize = 200;
 
-/// The type of our options.
-const OPTIONS_TYPE: &str = "vminitd.options.v1.Options";
-
 /// Files that a container without a share gets as copies.
 const COPIED: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];
 
@@ -64,7 +61,8 @@ impl Shim {
         let _reserved = self.reserve(&request.id)?;
         let bundle = PathBuf::from(&request.bundle);
         let mut config = read_config(&bundle)?;
-        let options = options(&request);
+        let options = options::read(request.options.as_ref())
+            .map_err(|error| Failure::Invalid(chain(&error)))?;
         let rootfs =
             Rootfs::sort(&request.rootfs).map_err(|error| Failure::Invalid(error.to_string()))?;
         let mut binds = spec::binds(&config, &bundle);
@@ -349,7 +347,7 @@ impl Making<'_> {
             stdin: self.uris.stdin,
             stdout: self.uris.stdout,
             stderr: self.uris.stderr,
-            options: self.options.filter(|options| options.type_url != OPTIONS_TYPE),
+            options: self.options.filter(|options| !options::is_ours(options)),
             ..Default::default()
         };
         let create = |guest: Guest| async move { guest.task().create(unlimited(), &request).await };
@@ -386,12 +384,6 @@ fn read_config(bundle: &Path) -> Result<Value, Failure> {
         Ok(serde_json::from_reader(io::BufReader::new(file))?)
     };
     read().map_err(|error| Failure::Invalid(format!("read {path:?}: {error}")))
-}
-
-/// Ours, if the client has passed any.
-fn options(request: &CreateTaskRequest) -> Options {
-    let any = request.options.as_ref().filter(|any| any.type_url == OPTIONS_TYPE);
-    any.and_then(|any| Options::decode(&*any.value).ok()).unwrap_or_default()
 }
 
 /// Takes the small files that a container without a share can have as copies out of `binds`; they go into its bundle,

@@ -23,6 +23,7 @@ mod logger;
 #[cfg(any(not(target_os = "linux"), test))]
 #[cfg_attr(target_os = "linux", allow(dead_code))]
 pub mod plain_share;
+mod options;
 mod process;
 mod rootfs;
 mod sandbox;
