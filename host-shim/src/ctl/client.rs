@@ -107,6 +107,19 @@ impl Control {
         }
     }
 
+    /// Takes part in a process's streams; see ctl.proto for what is on the socket.
+    pub async fn attach(
+        &self,
+        container: &str,
+        exec: &str,
+    ) -> Result<(pb::Attached, OwnedFd), ControlError> {
+        let wanted = pb::Attach { container: container.to_owned(), exec: exec.to_owned() };
+        match self.ask(pb::request::Kind::Attach(wanted)).await? {
+            (pb::answer::Kind::Attached(attached), Some(fd), _) => Ok((attached, fd)),
+            _ => Err(ControlError::Answer { path: self.socket.clone() }),
+        }
+    }
+
     async fn connect(&self, port: u32) -> Result<GuestStream, ControlError> {
         match self.ask(pb::request::Kind::Connect(pb::Connect { port })).await? {
             // The socket to the VM's process is what tells it that the stream is over.

@@ -24,7 +24,7 @@ mod server;
 pub use client::{Control, ControlError, Description};
 pub use directory::{Claim, DirectoryError, Found, claim, find, running};
 pub use places::{LookupError, Place, Selector, all, lookup};
-pub use server::{About, serve};
+pub use server::{About, Attach, Participation, serve};
 
 use vminitd_protocol::pb::vminitd::ctl::v1 as pb;
 

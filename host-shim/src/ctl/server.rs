@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -27,8 +28,22 @@ use crate::vmm::{Exited, Released};
 /// After a failed accept (no descriptor left, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Streams that a client may take part in.
+pub struct Participation {
+    /// See `Attached` in ctl.proto.
+    pub attached: pb::Attached,
+    /// The client's end of them.
+    pub stream: OwnedFd,
+}
+
+/// Whoever owns the streams of a VM's containers, and lets others take part.
+#[async_trait]
+pub trait Attach: Send + Sync {
+    /// Begins it; an error is for people.
+    async fn attach(&self, wanted: &pb::Attach) -> Result<Participation, String>;
+}
+
 /// What a client may ask about.
-#[derive(Debug)]
 pub struct About {
     /// JSON of the container's OCI process.
     pub process: File,
@@ -40,6 +55,8 @@ pub struct About {
     pub ended: watch::Receiver<Option<Exited>>,
     /// Fires when a client wants the VM killed.
     pub kill: Arc<Notify>,
+    /// Absent where the owner's own terminal is the only one.
+    pub attach: Option<Arc<dyn Attach>>,
 }
 
 /// Serves clients until it is dropped.
@@ -114,6 +131,21 @@ async fn answer(request: pb::Request, dial: &dyn Dial, about: &About) -> io::Res
         Some(pb::request::Kind::Kill(pb::Kill {})) => {
             about.kill.notify_one();
             (pb::answer::Kind::Killed(pb::Killed {}), Vec::new(), None)
+        }
+        Some(pb::request::Kind::Attach(wanted)) => {
+            let begun = match &about.attach {
+                Some(owner) => owner.attach(&wanted).await,
+                None => Err("who runs this VM has its streams to himself".to_owned()),
+            };
+            match begun {
+                Ok(Participation { attached, stream }) => {
+                    (pb::answer::Kind::Attached(attached), vec![stream], None)
+                }
+                Err(text) => {
+                    let error = pb::Error { code: pb::ErrorCode::Refused.into(), text };
+                    (pb::answer::Kind::Error(error), Vec::new(), None)
+                }
+            }
         }
         None => {
             let text =

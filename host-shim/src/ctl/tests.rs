@@ -72,6 +72,7 @@ fn serve_in(base: &Path) -> Served {
         container: is_started,
         ended: watch::channel(None).1,
         kill: Default::default(),
+        attach: None,
     };
     let guest = Arc::new(Guest::default());
     tokio::spawn(serve(UnixListener::from_std(listener).unwrap(), guest.clone(), about));

@@ -22,6 +22,9 @@ fn vminitctl_reaches_the_vm_of_a_task_by_the_beginning_of_its_id() {
         assert!(ctl(&["stats", &whole]).contains("\nmemory "));
         assert!(ctl(&["logs", "4f3a"]).contains("vminitd: "));
         assert!(ctl(&["debug", "4f3a", "--", "cat", "/proc/1/cmdline"]).starts_with("sleep\0"));
+        let attach = containerd.host.limited(vminitctl()).args(["attach", "4f3a"]).output();
+        let refused = Outcome::from(attach.expect("nsenter"));
+        assert!(refused.status == 125 && refused.stderr.contains("thrown away"), "{refused:?}");
         containerd.remove(id);
     });
 }

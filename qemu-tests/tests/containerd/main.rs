@@ -5,6 +5,7 @@
 //! | module | what it is about |
 //! |---|---|
 //! | `around` | what a task has of the host: mounts, names, hooks |
+//! | `attach` | others who take part in a task |
 //! | `failure` | what dies: shim, VM, containerd |
 //! | `life` | run, exec, kill and what else ctr asks of a task |
 //! | `look` | `vminitctl` on a VM that a shim owns; other snapshotters |
@@ -15,6 +16,7 @@
 //! | `stdio` | output: every byte |
 
 mod around;
+mod attach;
 mod failure;
 mod life;
 mod look;

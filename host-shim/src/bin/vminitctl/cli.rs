@@ -52,6 +52,18 @@ pub enum Command {
     #[command(verbatim_doc_comment)]
     Exec(Box<ExecArgs>),
 
+    /// Take part in a running task of containerd: see what it writes from now on, and type
+    ///
+    /// Nothing is taken away from whoever runs it: containerd's own client sees all of it, too.
+    /// On a terminal Ctrl-] leaves, and the task runs on; then the exit status is 0. Else it is the
+    /// task's, when that has ended. With input that is no terminal, its end ends nothing.
+    ///
+    /// Examples:
+    ///     vminitctl attach 4f3a
+    ///     echo quit | vminitctl attach --container sidecar k8s.io/4f3a
+    #[command(verbatim_doc_comment)]
+    Attach(AttachArgs),
+
     /// Ask after the supervisor that was injected into a VM, stop it, or start it
     ///
     /// A supervisor is a program of the VM's owner beside the container (see --extra of
@@ -582,6 +594,26 @@ pub struct StatsArgs {
     /// A limit that there is not is null.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `vminitctl attach`.
+#[derive(Args)]
+pub struct AttachArgs {
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Another container of the VM than its first: a pod has several
+    #[arg(short, long, value_name = "ID", default_value = "", hide_default_value = true)]
+    pub container: String,
+
+    /// A process that was executed in it, by containerd's name for it
+    #[arg(short, long, value_name = "ID", default_value = "", hide_default_value = true)]
+    pub exec: String,
+
+    /// Only look: pass no input on
+    #[arg(long)]
+    pub no_stdin: bool,
 }
 
 /// Options of `vminitctl kill`.

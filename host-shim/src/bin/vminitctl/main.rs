@@ -3,6 +3,7 @@
 //! Promises: exits with the container's status, or 125 when we failed, 126 when the program cannot be executed,
 //! 127 when it was not found; prints nothing of its own on stdout but what was asked for.
 
+mod attach;
 mod cli;
 mod console;
 mod debug;
@@ -56,6 +57,7 @@ fn main() {
         cli::Command::List(args) => list::list(&args).map_err(|error| failure(&error, FAILED)),
         cli::Command::Events(args) => ours(events::events(&args)),
         cli::Command::Stats(args) => ours(stats::stats(&args)),
+        cli::Command::Attach(args) => ours(attach::attach(&args)),
         cli::Command::Kill(args) => ours(kill::kill(&args)),
         cli::Command::Console(args) => ours(console::console(&args)),
         cli::Command::Logs(args) => ours(console::logs(&args)),

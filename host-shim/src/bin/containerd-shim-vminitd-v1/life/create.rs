@@ -35,6 +35,7 @@ use super::shim::Shim;
 use super::size;
 use super::spec::{self, Around, Bind};
 use super::stdio::{Stdio, Uris, Wish as StdioWish};
+use super::tap::Participants;
 use crate::protocol::start::GROUPS;
 
 /// How often it is tried when the agent is lost meanwhile.
@@ -117,8 +118,9 @@ impl Shim {
             let size = size::size(config, options, cpus)
                 .map_err(|error| Failure::Invalid(chain(&error)))?;
             info!(memory_mib = size.memory.mebibytes(), cpus = size.cpus, "booting a VM");
-            let wish =
-                Wish { bundle, id: &request.id, config, options, size, images: &images, share };
+            let attach = Arc::new(Participants(Arc::downgrade(self)));
+            let (id, images) = (request.id.as_str(), &images);
+            let wish = Wish { bundle, id, config, options, size, images, share, attach };
             let sandbox = Sandbox::boot(wish).await.map_err(|error| Failure::failed(&error))?;
             Ok::<_, Failure>(Arc::new(sandbox))
         };

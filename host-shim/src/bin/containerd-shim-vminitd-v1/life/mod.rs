@@ -19,11 +19,11 @@ pub mod hooks;
 #[cfg(target_os = "linux")]
 mod layers;
 mod logger;
+mod options;
 // Where tests run, its own are among them.
 #[cfg(any(not(target_os = "linux"), test))]
 #[cfg_attr(target_os = "linux", allow(dead_code))]
 pub mod plain_share;
-mod options;
 mod process;
 mod rootfs;
 mod sandbox;
@@ -33,6 +33,7 @@ mod shim;
 mod size;
 mod spec;
 mod stdio;
+mod tap;
 
 #[cfg(not(target_os = "linux"))]
 pub use plain_share as share;

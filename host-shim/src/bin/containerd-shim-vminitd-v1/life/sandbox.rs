@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use host_shim::container::user_network;
-use host_shim::ctl::{self, About};
+use host_shim::ctl::{self, About, Attach};
 use host_shim::dials;
 use host_shim::external::{Choice, ChoiceError};
 use host_shim::guest::{
@@ -92,6 +92,8 @@ pub struct Wish<'a> {
     pub images: &'a [Image],
     /// Whether directories of the host are needed, now or for a later container.
     pub share: bool,
+    /// Who lets others take part in what a container says.
+    pub attach: Arc<dyn Attach>,
 }
 
 /// There is no VM.
@@ -209,8 +211,7 @@ impl Sandbox {
         };
         guest.call(call).await.map_err(SandboxError::Mount)?;
         let (started, is_started) = watch::channel(None);
-        let control = listen(wish.bundle, wish.config, machine.clone(), is_started)
-            .map_err(SandboxError::Control)?;
+        let control = listen(&wish, machine.clone(), is_started).map_err(SandboxError::Control)?;
         let disks = AtomicU32::new(u32::try_from(wish.images.len()).unwrap_or(u32::MAX));
         let network = network(wish.config)?.is_some();
         Ok(Self { machine, guest, share, network, started, disks, control, dials, cgroup })
@@ -370,13 +371,12 @@ pub fn bind_mount(source: String) -> Mount {
 }
 
 fn listen(
-    bundle: &Path,
-    config: &Value,
+    wish: &Wish<'_>,
     machine: Arc<Machine>,
     container: watch::Receiver<Option<String>>,
 ) -> io::Result<JoinHandle<()>> {
     // A bundle's path may be longer than an address; the way by its descriptor is short.
-    let directory = std::fs::File::open(bundle)?;
+    let directory = std::fs::File::open(wish.bundle)?;
     let path = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL}", directory.as_raw_fd()));
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -387,11 +387,13 @@ fn listen(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut process = tempfile::tempfile()?;
-    io::Write::write_all(&mut process, config["process"].to_string().as_bytes())?;
+    io::Write::write_all(&mut process, wish.config["process"].to_string().as_bytes())?;
     let (ended, has_ended) = watch::channel(None);
     let kill = Arc::new(Notify::new());
     let arch = Arch::HOST;
-    let about = About { process, arch, container, ended: has_ended, kill: kill.clone() };
+    let attach = Some(wish.attach.clone());
+    let kill_it = kill.clone();
+    let about = About { process, arch, container, ended: has_ended, kill: kill_it, attach };
     Ok(tokio::spawn(async move {
         let end = async {
             tokio::select! {

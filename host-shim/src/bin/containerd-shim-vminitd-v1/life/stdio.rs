@@ -23,12 +23,13 @@ use host_shim::sys::fifo;
 use host_shim::vmm::{GuestReader, GuestStream, GuestWriter};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::logger::Program;
 use super::process::lock;
+use super::tap::{STDERR, STDOUT, Tap};
 
 /// Bytes that are moved at once.
 const CHUNK: usize = 32 << 10;
@@ -109,11 +110,14 @@ pub struct Stdio {
     input: Option<Input>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    tap: Tap,
 }
 
 #[derive(Debug)]
 struct Input {
     path: PathBuf,
+    /// What others than the FIFO's writers say.
+    typed: mpsc::Sender<Vec<u8>>,
     state: Mutex<InputState>,
 }
 
@@ -123,7 +127,7 @@ struct Input {
 enum InputState {
     /// For Start.
     Waiting {
-        stream: Option<GuestStream>,
+        stream: Option<(GuestStream, mpsc::Receiver<Vec<u8>>)>,
         /// CloseIO was called already.
         closed: bool,
     },
@@ -169,9 +173,10 @@ impl Stdio {
     pub async fn open(guest: &Guest, wish: &Wish) -> Result<(Self, Uris), StdioError> {
         let (mut stdio, mut uris) = (Self::default(), Uris::default());
         if let End::Fifo(path) = end(&wish.stdin)? {
-            let stream = Some(open_stream(guest, &mut uris.stdin).await?);
+            let (typed, others) = mpsc::channel(1);
+            let stream = Some((open_stream(guest, &mut uris.stdin).await?, others));
             let state = Mutex::new(InputState::Waiting { stream, closed: false });
-            stdio.input = Some(Input { path, state });
+            stdio.input = Some(Input { path, typed, state });
         }
         let same = wish.stderr == wish.stdout;
         let (stdout, stderr) = match end(&wish.stdout)? {
@@ -187,9 +192,11 @@ impl Stdio {
             }
             other => (open_output(other)?, None),
         };
-        stdio.stdout = output(guest, stdout, &mut uris.stdout).await?;
+        let to_stdout = (STDOUT, stdio.tap.clone());
+        let to_stderr = (STDERR, stdio.tap.clone());
+        stdio.stdout = output(guest, stdout, &mut uris.stdout, to_stdout).await?;
         if let Some(stderr) = stderr {
-            stdio.stderr = output(guest, Some(stderr), &mut uris.stderr).await?;
+            stdio.stderr = output(guest, Some(stderr), &mut uris.stderr, to_stderr).await?;
         } else if !wish.terminal && same {
             uris.stderr.clone_from(&uris.stdout);
         } else if !wish.terminal {
@@ -204,23 +211,34 @@ impl Stdio {
                 }
                 other => open_output(other)?,
             };
-            stdio.stderr = output(guest, sink, &mut uris.stderr).await?;
+            stdio.stderr = output(guest, sink, &mut uris.stderr, to_stderr).await?;
         }
         Ok((stdio, uris))
     }
 
     /// Lets input flow, once.
     pub fn begin_input(&self) -> Result<(), StdioError> {
-        let Some(Input { path, state }) = &self.input else { return Ok(()) };
+        let Some(Input { path, state, .. }) = &self.input else { return Ok(()) };
         let mut state = lock(state);
         let InputState::Waiting { stream, closed } = &mut *state else { return Ok(()) };
         let (fifo, held) =
             open_input(path).map_err(|source| StdioError::Open { path: path.clone(), source })?;
         let held = (!*closed).then_some(held);
-        if let Some(stream) = stream.take() {
-            *state = InputState::Running { held, pump: tokio::spawn(pump_input(fifo, stream)) };
+        if let Some((stream, others)) = stream.take() {
+            let pump = tokio::spawn(pump_input(fifo, others, stream));
+            *state = InputState::Running { held, pump };
         }
         Ok(())
+    }
+
+    /// Where its output can be seen; `None` when it is seen by nobody.
+    pub fn tap(&self) -> Option<&Tap> {
+        (self.stdout.is_some() || self.stderr.is_some()).then_some(&self.tap)
+    }
+
+    /// Where its input can be written to beside the FIFO.
+    pub fn typing(&self) -> Option<mpsc::Sender<Vec<u8>>> {
+        self.input.as_ref().map(|input| input.typed.clone())
     }
 
     /// Lets the input end when nobody else holds it open.
@@ -318,11 +336,12 @@ async fn output(
     guest: &Guest,
     sink: Option<Sink>,
     uri: &mut String,
+    tap: (u8, Tap),
 ) -> Result<Option<Output>, StdioError> {
     let Some(sink) = sink else { return Ok(None) };
     let (reader, writer) = open_stream(guest, uri).await?.into_split();
     let (sender, progress) = watch::channel(Progress::default());
-    let pump = tokio::spawn(pump_output((reader, writer), sink, sender));
+    let pump = tokio::spawn(pump_output((reader, writer), sink, tap, sender));
     Ok(Some(Output { progress, pump }))
 }
 
@@ -337,21 +356,28 @@ fn open_input(path: &Path) -> std::io::Result<(pipe::Receiver, File)> {
     Ok((fifo, held))
 }
 
-async fn pump_input(mut fifo: pipe::Receiver, stream: GuestStream) {
+async fn pump_input(
+    mut fifo: pipe::Receiver,
+    mut others: mpsc::Receiver<Vec<u8>>,
+    stream: GuestStream,
+) {
     let (mut reader, mut writer) = stream.into_split();
     let mut buffer = vec![0; CHUNK];
     loop {
-        match fifo.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            // A process that has closed its input needs no more of it.
-            Ok(read) => {
-                if writer.write_all(&buffer[..read]).await.is_err() {
-                    break;
-                }
-            }
+        let said = tokio::select! {
+            read = fifo.read(&mut buffer) => match read {
+                Ok(0) | Err(_) => break,
+                Ok(read) => writer.write_all(&buffer[..read]).await,
+            },
+            // The sender lives as long as this.
+            Some(typed) = others.recv() => writer.write_all(&typed).await,
+        };
+        // A process that has closed its input needs no more of it.
+        if said.is_err() {
+            break;
         }
     }
-    drop((buffer, fifo));
+    drop((buffer, fifo, others));
     let _ = writer.shutdown().await;
     // Kept open for reading until the guest closes it, lest the half-close become a reset.
     let _ = reader.read(&mut [0]).await;
@@ -367,6 +393,7 @@ enum Sink {
 async fn pump_output(
     (mut from, _writer): (GuestReader, GuestWriter),
     mut to: Sink,
+    (kind, tap): (u8, Tap),
     progress: watch::Sender<Progress>,
 ) {
     let mut buffer = vec![0; CHUNK];
@@ -381,6 +408,7 @@ async fn pump_output(
                 break;
             }
         };
+        tap.show(kind, &buffer[..read]);
         if !lost {
             let written = match &mut to {
                 Sink::Fifo { fifo, .. } => fifo.write_all(&buffer[..read]).await,

@@ -166,7 +166,7 @@ fn pump_output(
 }
 
 /// One of our standard fds, not closed at the end and without std's line buffer.
-fn borrow(fd: i32) -> Patient<ManuallyDrop<File>> {
+pub fn borrow(fd: i32) -> Patient<ManuallyDrop<File>> {
     // SAFETY: 0 to 2 are open for the whole life of this process (Rust's start-up sees to it), and ManuallyDrop
     // keeps this File from closing them.
     Patient(ManuallyDrop::new(unsafe { File::from_raw_fd(fd) }))
@@ -174,7 +174,7 @@ fn borrow(fd: i32) -> Patient<ManuallyDrop<File>> {
 
 /// A file that blocks, also when somebody who has it from the same shell has made it non-blocking: that is a property
 /// of what is open, not of our descriptor, and ours to undo it is not.
-struct Patient<F>(F);
+pub struct Patient<F>(F);
 
 impl<F> Patient<F>
 where

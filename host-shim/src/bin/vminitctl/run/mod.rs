@@ -132,9 +132,14 @@ async fn boot_and_run(
     let process = vm.container.process_file().map_err(RunError::Control)?;
     let (ended, has_ended) = watch::channel(None);
     let kill = Arc::new(Notify::new());
-    let arch = vm.args.arch;
-    let about =
-        About { process, arch, container: is_started, ended: has_ended, kill: kill.clone() };
+    let about = About {
+        process,
+        arch: vm.args.arch,
+        container: is_started,
+        ended: has_ended,
+        kill: kill.clone(),
+        attach: None,
+    };
     let (killed, kills) = (machine.clone(), kill);
     let killer = tokio::spawn(async move {
         kills.notified().await;
