@@ -51,5 +51,5 @@ debs() {
         dpkg-deb -x "$deb" "$into" || return 1
         basename "$deb" >>"$into/files"
     done
-    rm -rf "$work" "$into/apt.log" "${into:?}/usr/share"
+    rm -rf "$work" "$into/apt.log" "${into:?}"/usr/share/{doc,man,locale,lintian}
 }

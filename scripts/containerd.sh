@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # containerd.sh: prints, a line each, `NAME VERSION DIRECTORY` of the containerds that the tests run against, side by side: 1.6, 1.7 and
-# 2.x, with the runc of this system's release, the CNI plugins and a mkfs.erofs that containerd's erofs snapshotter can use. Nothing of them is installed: Debian's packages are unpacked into
-# the cache, so that a containerd which the machine's owner runs is left alone.
+# 2.x, with the runc of this system's release, the CNI plugins and a mkfs.erofs that containerd's erofs snapshotter can use. Nothing of
+# them is installed: Debian's packages are unpacked into the cache, so that a containerd which the machine's owner runs is left alone.
 # Promises: what cannot be had (no network, a mirror without that release) is said, and the others are printed all the same.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `around` | what a task has of the host: mounts, names, hooks |
 //! | `attach` | others who take part in a task |
+//! | `client` | a shim driven by containerd's own client, in Go |
 //! | `failure` | what dies: shim, VM, containerd |
 //! | `life` | run, exec, kill and what else ctr asks of a task |
 //! | `look` | `vminitctl` on a VM that a shim owns; other snapshotters |
@@ -17,6 +18,7 @@
 
 mod around;
 mod attach;
+mod client;
 mod failure;
 mod life;
 mod look;
