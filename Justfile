@@ -38,6 +38,10 @@ build: (_setup "rust" "busybox") _build
 guest *FLAGS: (_setup "rust")
     @scripts/build.sh guest "$@"
 
+# Check, as far as Linux can, the programs for macOS: `--lint` clippy, `--link` their libraries, classes and selectors
+mac *FLAGS: (_setup "rust")
+    @scripts/mac.sh "$@"
+
 # Build the guest kernel, or find it in the cache; prints its directory
 kernel *FLAGS:
     @kernel-config/build.sh "$@"
