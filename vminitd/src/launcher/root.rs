@@ -133,7 +133,11 @@ fn make_device(above: &OwnedFd, device: &Device) -> Result<(), Errno> {
     let name = device.place.file_name().unwrap_or_default();
     let (kind, mode) =
         (SFlag::from_bits_truncate(device.mode), Mode::from_bits_truncate(device.mode));
-    mknodat(above, name, kind, mode, device.number)?;
+    match mknodat(above, name, kind, mode, device.number) {
+        // What is there stays, as with runc: whoever lists all devices of a host lists /dev/ptmx, which is a link here.
+        Err(Errno::EEXIST) => return Ok(()),
+        made => made?,
+    }
     if device.uid.is_none() && device.gid.is_none() {
         return Ok(());
     }
