@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::task::JoinHandle;
+use tracing::debug;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 use vminitd_protocol::pb::containerd::task::v3::*;
 use vminitd_protocol::pb::containerd::task::{v2, v3};
@@ -35,7 +37,8 @@ macro_rules! tasks {
             $(
                 async fn $method(&self, _: &TtrpcContext, request: $request) -> ttrpc::Result<$answer> {
                     let shim = self.0.clone();
-                    $how(async move { shim.$method(request).await$(.map($map))? }).await
+                    let body = async move { shim.$method(request).await$(.map($map))? };
+                    timed(stringify!($method), $how(body)).await
                 }
             )*
 
@@ -70,6 +73,14 @@ macro_rules! both {
 }
 
 both!(v2::Task, v3::Task);
+
+/// Tells the log how long a call took.
+async fn timed<T>(call: &str, body: impl Future<Output = ttrpc::Result<T>>) -> ttrpc::Result<T> {
+    let begun = Instant::now();
+    let done = body.await;
+    debug!(call, ms = begun.elapsed().as_millis(), ok = done.is_ok(), "answered");
+    done
+}
 
 fn empty((): ()) -> Empty {
     Empty {}
