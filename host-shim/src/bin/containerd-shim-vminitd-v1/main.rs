@@ -145,10 +145,22 @@ async fn until_done(flags: &Flags, listener: UnixListener) -> io::Result<()> {
     info!(pid = std::process::id(), "serving");
     tokio::select! {
         () = shim.finished() => {}
-        _ = terminate.recv() => info!("asked to end by SIGTERM"),
+        _ = terminate.recv() => {
+            info!("asked to end by SIGTERM");
+            shim.hurry();
+        }
     }
     // The answer to Shutdown goes out while this takes its time.
-    shim.stop().await;
+    let hurry = async {
+        while terminate.recv().await.is_some() {
+            shim.hurry();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = shim.stop() => {}
+        () = hurry => {}
+    }
     info!("done");
     Ok(())
 }

@@ -60,6 +60,8 @@ impl Shim {
         request: CreateTaskRequest,
     ) -> Result<CreateTaskResponse, Failure> {
         let _reserved = self.reserve(&request.id)?;
+        // It may be one of the same id.
+        self.all_left().await;
         let bundle = PathBuf::from(&request.bundle);
         let mut config = read_config(&bundle)?;
         let options = options::read(request.options.as_ref())
@@ -341,6 +343,7 @@ impl Making<'_> {
             }
             Err(error) => return Err(error.into()),
         };
+        sandbox.mounted().await.map_err(Failure::Failed)?;
         let request = CreateTaskRequest {
             id: container.id.clone(),
             bundle: path,

@@ -9,7 +9,7 @@
 //! number; every process that ran has one exit, also when its VM is gone.
 //! Never: loses an event to a full queue of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 use ttrpc::Code;
-use vminitd_protocol::pb::containerd::events::{TaskCreate, TaskExit, TaskIo};
+use vminitd_protocol::pb::containerd::events::{TaskCreate, TaskDelete, TaskExit, TaskIo};
+use vminitd_protocol::pb::containerd::task::v3::DeleteResponse;
 use vminitd_protocol::pb::containerd::types::Envelope;
 use vminitd_protocol::pb::google::protobuf::{Any, Empty, Timestamp};
 use vminitd_protocol::topics::{TASK_CREATE, TASK_DELETE, TASK_EXIT};
@@ -36,11 +37,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub struct Lanes {
     open: Mutex<HashMap<String, mpsc::UnboundedSender<Envelope>>>,
+    /// Containers whose end was published before the guest has told it.
+    over: Mutex<HashSet<String>>,
     /// Lanes whose last event was not passed on yet.
     busy: watch::Sender<usize>,
 }
 
 impl Lanes {
+    /// Leaves out what the guest will tell of a container's end.
+    pub fn tell_no_end(&self, container: &str) {
+        lock(&self.over).insert(container.to_owned());
+    }
+
     /// Waits until all containers' last events were passed on.
     pub async fn empty(&self) {
         let _ = self.busy.subscribe().wait_for(|busy| *busy == 0).await;
@@ -93,6 +101,11 @@ impl Shim {
         let Some(container) = event.event.as_ref().and_then(container_of) else {
             return;
         };
+        let is_last = event.topic == TASK_DELETE
+            && event.event.as_ref().is_some_and(|any| is_inits(any, &container));
+        if is_last && lock(&self.lanes.over).remove(&container) {
+            return;
+        }
         let mut open = lock(&self.lanes.open);
         let lane = open.entry(container.clone()).or_insert_with(|| {
             let (sender, events) = mpsc::unbounded_channel();
@@ -100,13 +113,24 @@ impl Shim {
             tokio::spawn(pass_lane(self.clone(), container.clone(), events));
             sender
         });
-        let is_last = event.topic == TASK_DELETE
-            && event.event.as_ref().is_some_and(|any| is_inits(any, &container));
         // The lane ends only when this is dropped.
         let _ = lane.send(event);
         if is_last {
             open.remove(&container);
         }
+    }
+
+    /// Publishes the end of a container of which nothing more is to be heard but that.
+    pub fn publish_delete(&self, id: &str, deleted: &DeleteResponse) {
+        lock(&self.lanes.open).remove(id);
+        let event = TaskDelete {
+            container_id: id.to_owned(),
+            pid: deleted.pid,
+            exit_status: deleted.exit_status,
+            exited_at: deleted.exited_at,
+            ..Default::default()
+        };
+        self.publish(TASK_DELETE, any("containerd.events.TaskDelete", &event), now());
     }
 
     /// Publishes an exit, unless that was done.
@@ -193,6 +217,11 @@ fn created(container: &Container, told: TaskCreate) -> Any {
         ..told
     };
     any("containerd.events.TaskCreate", &event)
+}
+
+fn now() -> Option<Timestamp> {
+    let Exit { seconds, nanos, .. } = killed();
+    Some(Timestamp { seconds, nanos })
 }
 
 fn any(name: &str, message: &impl Message) -> Any {

@@ -94,6 +94,11 @@ impl Process {
         known.unwrap_or_default()
     }
 
+    /// Whether its exit was published.
+    pub fn exit_is_told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+
     /// True for the first who asks: it publishes the exit.
     pub fn tell_exit(&self) -> bool {
         !self.told.swap(true, Ordering::Relaxed)

@@ -13,13 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use host_shim::chain;
 use host_shim::container::user_network;
 use host_shim::ctl::{self, About, Attach};
 use host_shim::dials;
 use host_shim::external::{Choice, ChoiceError};
-use host_shim::guest::{
-    BOOT_DEADLINE, CallError, Guest, NotServing, Ports, SteadyGuest, unlimited,
-};
+use host_shim::guest::{BOOT_DEADLINE, Guest, NotServing, Ports, SteadyGuest, unlimited};
 use host_shim::locate::{self, LocateError};
 use host_shim::machine::{BootError, BootOptions, DiskError, Exited, Machine};
 use host_shim::vm::{
@@ -74,7 +73,14 @@ pub struct Sandbox {
     dials: JoinHandle<()>,
     /// On the host.
     pub cgroup: Cgroup,
+    /// Said when the guest has mounted what all containers share; see [`Sandbox::mounted`].
+    mounted: Promised,
+    /// The same for the network; see [`Sandbox::network_is_up`].
+    network_up: Promised,
 }
+
+/// The outcome of what was begun right after the boot and is waited for only where it is needed.
+type Promised = watch::Receiver<Option<Result<(), String>>>;
 
 /// What a VM is made for.
 pub struct Wish<'a> {
@@ -147,9 +153,6 @@ pub enum SandboxError {
     /// It does not serve.
     #[error("boot the VM")]
     NotServing(#[source] NotServing),
-    /// It serves, but does not mount the shared root.
-    #[error("mount the shared root in the guest")]
-    Mount(#[source] CallError),
 }
 
 impl Sandbox {
@@ -204,32 +207,36 @@ impl Sandbox {
         if share.is_some() {
             mounts.push(mount("virtiofs", TAG, GUEST_SHARE, &[]));
         }
-        let request = MountAllRequest { mounts };
-        let call = |guest: Guest| {
-            let request = request.clone();
-            async move { guest.mounts().mount_all(unlimited(), &request).await }
-        };
-        guest.call(call).await.map_err(SandboxError::Mount)?;
+        let mounted = promise(mount_all(guest.clone(), MountAllRequest { mounts }));
         let (started, is_started) = watch::channel(None);
         let control = listen(&wish, machine.clone(), is_started).map_err(SandboxError::Control)?;
         let disks = AtomicU32::new(u32::try_from(wish.images.len()).unwrap_or(u32::MAX));
         let network = network(wish.config)?.is_some();
-        Ok(Self { machine, guest, share, network, started, disks, control, dials, cgroup })
+        let network_up = promise(network_settles(guest.clone(), network));
+        Ok(Self {
+            machine,
+            guest,
+            share,
+            network,
+            started,
+            disks,
+            control,
+            dials,
+            cgroup,
+            mounted,
+            network_up,
+        })
+    }
+
+    /// Waits until the guest has the shared root: nothing of a container can be made before.
+    pub async fn mounted(&self) -> Result<(), String> {
+        kept(&self.mounted).await
     }
 
     /// Waits until the guest's network is as it is to be; what takes too long is told to the log.
     pub async fn network_is_up(&self) {
-        if !self.network {
-            return;
-        }
-        let call = |guest: Guest| async move {
-            let request = WaitNetworkRequest { timeout_ms: user_network::PATIENCE_MS };
-            guest.network().wait(unlimited(), &request).await
-        };
-        match self.guest.call(call).await {
-            Ok(answer) if answer.settled => {}
-            Ok(_) => warn!("the guest's network is not up yet; the task runs without"),
-            Err(error) => warn!(%error, "the guest's network"),
+        if let Err(error) = kept(&self.network_up).await {
+            warn!(error, "the guest's network; the task runs without");
         }
     }
 
@@ -240,6 +247,47 @@ impl Sandbox {
             Disk { serial: serial.clone(), path: image.path.clone(), read_only: image.read_only };
         self.machine.attach_disk(&disk).await?;
         Ok(serial)
+    }
+}
+
+/// Begins something whose outcome is waited for later, by any number, or by nobody.
+fn promise(work: impl Future<Output = Result<(), String>> + Send + 'static) -> Promised {
+    let (done, promised) = watch::channel(None);
+    tokio::spawn(async move {
+        let outcome = work.await;
+        done.send_replace(Some(outcome));
+    });
+    promised
+}
+
+async fn kept(promised: &Promised) -> Result<(), String> {
+    let mut promised = promised.clone();
+    let outcome = promised.wait_for(Option::is_some).await.ok().and_then(|done| done.clone());
+    // Its task is never aborted; a defect of it would be seen here.
+    outcome.unwrap_or_else(|| Err("defect in the shim".to_owned()))
+}
+
+async fn mount_all(guest: SteadyGuest, request: MountAllRequest) -> Result<(), String> {
+    let call = |guest: Guest| {
+        let request = request.clone();
+        async move { guest.mounts().mount_all(unlimited(), &request).await }
+    };
+    let mounted = guest.call(call).await.map(drop);
+    mounted.map_err(|error| format!("mount the shared root in the guest: {}", chain(&error)))
+}
+
+async fn network_settles(guest: SteadyGuest, wanted: bool) -> Result<(), String> {
+    if !wanted {
+        return Ok(());
+    }
+    let call = |guest: Guest| async move {
+        let request = WaitNetworkRequest { timeout_ms: user_network::PATIENCE_MS };
+        guest.network().wait(unlimited(), &request).await
+    };
+    match guest.call(call).await {
+        Ok(answer) if answer.settled => Ok(()),
+        Ok(_) => Err(format!("not up after {} ms", user_network::PATIENCE_MS)),
+        Err(error) => Err(chain(&error)),
     }
 }
 

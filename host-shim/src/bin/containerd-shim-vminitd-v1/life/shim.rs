@@ -27,6 +27,9 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// How long containerd may take to hear them.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// The same when containerd waits for us.
+const HURRIED_WORDS: Duration = Duration::from_secs(1);
+
 /// How long a shim without a container waits for one.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
@@ -55,10 +58,14 @@ pub struct Shim {
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Ids whose Create is under way.
     reserved: Mutex<HashSet<String>>,
+    /// Containers that the guest has yet to delete; see [`Left`].
+    leaving: watch::Sender<usize>,
     /// Nothing is left to be served.
     done: Notify,
     /// The end was asked for.
     stopping: watch::Sender<bool>,
+    /// And is waited for.
+    hurried: watch::Sender<bool>,
 }
 
 /// An id whose Create is under way; free again when this is dropped.
@@ -73,6 +80,15 @@ impl Drop for Reserved {
     }
 }
 
+/// A container that containerd has deleted and the guest deletes still, until this is dropped.
+pub struct Left(Arc<Shim>);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.leaving.send_modify(|leaving| *leaving -= 1);
+    }
+}
+
 impl Shim {
     /// One that serves nothing yet.
     pub fn new(settings: Settings, publisher: Publisher) -> Arc<Self> {
@@ -84,8 +100,10 @@ impl Shim {
             ended: watch::Sender::new(None),
             containers: Mutex::default(),
             reserved: Mutex::default(),
+            leaving: watch::Sender::new(0),
             done: Notify::new(),
             stopping: watch::Sender::new(false),
+            hurried: watch::Sender::new(false),
         })
     }
 
@@ -97,6 +115,18 @@ impl Shim {
             true => Err(Failure::Exists(format!("container {id}"))),
             false => Ok(Reserved { shim: self.clone(), id: id.to_owned() }),
         }
+    }
+
+    /// Counts a container that the guest has yet to delete.
+    pub fn leave(self: &Arc<Self>) -> Left {
+        self.leaving.send_modify(|leaving| *leaving += 1);
+        Left(self.clone())
+    }
+
+    /// Waits until the guest has deleted all that containerd has, for as long as a task may take to die.
+    pub async fn all_left(&self) {
+        let mut leaving = self.leaving.subscribe();
+        let _ = timeout(END_DEADLINE, leaving.wait_for(|leaving| *leaving == 0)).await;
     }
 
     /// Adds a container.
@@ -199,9 +229,30 @@ impl Shim {
                 let _ = timeout(LAST_EVENTS, self.lanes.empty()).await;
             }
             self.stopping.send_replace(true);
-            sandbox.machine.kill().await;
-            sandbox.cgroup.leave();
+            let ended = async {
+                sandbox.machine.kill().await;
+                // Before the wait for containerd's ear: it may take the bundle, which names the cgroups, away meanwhile.
+                sandbox.cgroup.leave();
+            };
+            tokio::join!(ended, self.last_told());
         }
-        let _ = timeout(LAST_WORDS, self.publisher.flushed()).await;
+        self.last_told().await;
+    }
+
+    /// Waits until containerd has heard all that was published, or for as long as that is worth.
+    async fn last_told(&self) {
+        let hurried = async {
+            let _ = self.hurried.subscribe().wait_for(|hurried| *hurried).await;
+            sleep(HURRIED_WORDS).await;
+        };
+        tokio::select! {
+            _ = timeout(LAST_WORDS, self.publisher.flushed()) => {}
+            () = hurried => warn!("containerd waits for our end and does not listen: it is not told all"),
+        }
+    }
+
+    /// Somebody waits for the end that was begun: a containerd that starts, takes us for a leak and hears no events yet.
+    pub fn hurry(&self) {
+        self.hurried.send_replace(true);
     }
 }

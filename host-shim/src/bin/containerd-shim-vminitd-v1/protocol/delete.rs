@@ -91,7 +91,7 @@ fn end_shim(bundle: &Path) -> io::Result<()> {
         nix::sys::signal::kill(pid, signal)?;
         let until = Instant::now() + PATIENCE;
         while lives()? && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
     Ok(())
