@@ -5,13 +5,15 @@
 //! which has the shims' logs in it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use host_shim::locate::QEMU_VARIABLE;
 use nix::sys::signal::Signal;
 
 use super::host::{Host, Outcome, Process, cgroups_below};
@@ -186,6 +188,18 @@ impl Containerd {
         self.daemon = Some(daemon.spawn().expect("nsenter"));
         let serves = || (self.ctr(&["version"]).status == 0).then_some(());
         self.host.wait_for("containerd serves", serves);
+    }
+
+    /// Has VMs run by a shell script, which knows QEMU as `$QEMU`; starts the daemon anew.
+    pub fn replace_qemu(&mut self, script: &str) {
+        let qemu = host_shim::locate::qemu(crate::vm::arch()).expect("QEMU");
+        let path = self.host.dir().join("qemu");
+        fs::write(&path, format!("#!/bin/sh\nQEMU='{}'\n{script}\n", qemu.display())).expect("new");
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("ours");
+        let path = path.to_str().expect("a path of ours").to_owned();
+        self.set_up.env.push((QEMU_VARIABLE, path));
+        self.end_daemon(Signal::SIGTERM);
+        self.start_daemon();
     }
 
     /// The daemon's process.

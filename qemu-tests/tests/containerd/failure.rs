@@ -10,11 +10,22 @@ const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// A container whose `program` is killed on the host.
 fn ends_when_killed(containerd: &mut Containerd, id: &str, program: &str) {
+    ends_when_one_is_killed(containerd, id, program, 1, 0);
+}
+
+/// The same for one of several processes.
+fn ends_when_one_is_killed(
+    containerd: &mut Containerd,
+    id: &str,
+    program: &str,
+    count: usize,
+    which: usize,
+) {
     let events = containerd.events();
     containerd.start_container(&[], id, &["sleep", "1000"]);
     let processes = containerd.host.running(program);
-    assert_eq!(processes.len(), 1, "one {program} per VM: {processes:?}");
-    containerd.host.kill(&processes[0], Signal::SIGKILL);
+    assert_eq!(processes.len(), count, "{program}s per VM: {processes:?}");
+    containerd.host.kill(&processes[which], Signal::SIGKILL);
     let killed = Instant::now();
     let exit = "/tasks/exit".to_owned();
     containerd.host.wait_for("the exit event", || events.topics(id).contains(&exit).then_some(()));
@@ -34,6 +45,38 @@ fn killed_vm_is_one_exit_and_leaves_nothing() {
     with_containerd("2", |containerd| {
         ends_when_killed(containerd, "q", "qemu-system-x86_64");
         ends_when_killed(containerd, "v", "vminit-vmm");
+    });
+}
+
+/// Two processes: the one that serves, and its parent, the first of its pid namespace's outside.
+#[test]
+fn killed_virtiofsd_is_one_exit_and_leaves_nothing() {
+    with_containerd("2", |containerd| {
+        for (id, which) in [("f0", 0), ("f1", 1)] {
+            ends_when_one_is_killed(containerd, id, "virtiofsd", 2, which);
+        }
+    });
+}
+
+/// The guest's own end, by its own word: a privileged container has it panic for want of memory.
+#[test]
+fn guest_that_panics_is_one_exit_with_its_reason_and_leaves_nothing() {
+    with_containerd("2", |containerd| {
+        let events = containerd.events();
+        let script = "echo 2 >/proc/sys/vm/panic_on_oom && tail /dev/zero";
+        let options = ["--privileged", "--memory-limit", "67108864"];
+        containerd.start_container(&options, "panics", &["sh", "-c", script]);
+        containerd.wait_for_state("panics", "STOPPED");
+        let exit = "/tasks/exit".to_owned();
+        let topics = || events.topics("panics");
+        containerd.host.wait_for("the exit event", || topics().contains(&exit).then_some(()));
+        let exec = containerd.exec("panics", &["true"]);
+        assert!(exec.stderr.contains("the VM has ended: panic (Out of memory"), "{exec:?}");
+        let log = containerd.log();
+        assert!(log.contains("console: ") && log.contains("Kernel panic - not syncing"), "{log}");
+        containerd.remove("panics");
+        assert_eq!(topics().into_iter().filter(|topic| *topic == exit).count(), 1);
+        events.end(containerd);
     });
 }
 
