@@ -21,8 +21,8 @@
 
 mod around;
 mod attach;
-mod client;
 mod blows;
+mod client;
 mod failure;
 mod life;
 mod look;

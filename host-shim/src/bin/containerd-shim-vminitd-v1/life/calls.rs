@@ -284,13 +284,12 @@ impl Shim {
         ask!(self, delete, request)
     }
 
-    /// How a container ended, if nothing of it in the guest matters to the host any more: all its exits are published, it
-    /// was the only one of its VM, which goes next, and no disk has to be let go by the guest before.
+    /// How a container ended, if nothing of it in the guest matters to the host any more: its exit is published, its
+    /// execs are deleted, it was the only one of its VM, which goes next, and no disk has to be let go by the guest before.
     fn last_words(&self, container: &Container, process: &Process) -> Option<Exit> {
-        let told = |process: &Arc<Process>| process.exit_is_told() || !process.started();
         let last = process.exec.is_empty()
             && process.exit_is_told()
-            && container.execs().iter().all(told)
+            && container.execs().is_empty()
             && container.disks.is_empty()
             && self.ended.borrow().is_none()
             && self.containers().len() == 1;
