@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::machine::Dial;
+use crate::socket_path;
 
 /// `PORT=PATH`: a port of the host, and the Unix socket that is it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub async fn serve(
         connections.spawn(async move {
             // vminit-vmm lets no other through.
             let Some(path) = sockets.get(&dial.port) else { return };
-            match UnixStream::connect(path).await {
+            match socket_path::connect_async(path).await {
                 Ok(mut socket) => {
                     // However it ends, it ends for both.
                     let _ = tokio::io::copy_bidirectional(&mut dial.accept(), &mut socket).await;

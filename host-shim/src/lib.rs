@@ -14,6 +14,7 @@
 //! | [`extras`] | files for the guest itself, packed for a disk |
 //! | [`images`] | disk images as root filesystems |
 //! | [`vz`] | what Virtualization.framework is to be told |
+//! | [`socket_path`] | Unix sockets with long paths |
 //! | [`locate`] | where programs and guest files are found |
 //!
 //! Promises: one VM is one `vminit-vmm`; whoever owns it ends it, also by dying.
@@ -32,6 +33,7 @@ pub mod locate;
 pub mod machine;
 #[cfg(target_os = "linux")]
 pub mod qemu;
+pub mod socket_path;
 pub mod sys;
 #[cfg(target_os = "linux")]
 pub mod virtiofs;

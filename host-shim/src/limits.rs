@@ -128,6 +128,12 @@ pub const MAX_EXTERNAL_ANSWER_BYTES: u64 = 64 << 10;
 /// Bytes of a Unix socket's path on macOS, less the final NUL (sun_path); Linux takes a few more.
 pub const MAX_SOCKET_PATH_BYTES: usize = 103;
 
+/// A process that is killed within this time from its start was killed at its exec.
+pub const AT_EXEC: Duration = Duration::from_secs(1);
+
+/// How long a guest may take to answer after the host has slept, until its connection counts as dead.
+pub const WAKE_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// After a VM's end: how long connections may hold bytes that the owner has yet to read.
 pub const LINGER_TIMEOUT: Duration = Duration::from_secs(11);
 

@@ -283,6 +283,12 @@ impl Machine {
         &self.console
     }
 
+    /// Counts how often time has passed of which the guest knows nothing: the host has slept, or the VM was begun from
+    /// a saved state. See [`crate::guest::wake::follow`].
+    pub fn wakes(&self) -> watch::Receiver<u64> {
+        self.vmm.wakes()
+    }
+
     /// Writes the VM's state to a new file, for a VM of the same description to begin from
     /// ([`crate::vm::Options::restore`]). The guest stands meanwhile, and goes on.
     pub async fn save(&self, path: &Path) -> Result<(), VmmError> {

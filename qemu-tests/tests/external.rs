@@ -82,9 +82,10 @@ fn owner_that_is_killed_leaves_neither_program_nor_sockets() {
             assert!(Instant::now() < until, "{whom}: process {} is left", programs[0]);
             std::thread::sleep(Duration::from_millis(20));
         }
-        if whom == "vminitctl" {
-            let left: Vec<_> = fs::read_dir(sockets.path()).unwrap().collect();
-            assert!(left.is_empty(), "{left:?}");
+        // A driver that is killed removes nothing any more.
+        while whom == "vminitctl" && fs::read_dir(sockets.path()).unwrap().next().is_some() {
+            assert!(Instant::now() < until, "{:?} is left", sockets.path());
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use host_shim::guest::unlimited;
+use host_shim::guest::{SteadyGuest, unlimited, wake};
 use qemu_tests::{Blow, Options, Vm, Wish, inspector, vm_test, vm_test_with};
 use vminitd_protocol::pb::vminitd::v1::{ReseedRequest, SetTimeRequest};
 
@@ -89,5 +89,37 @@ fn clock_is_slewed_and_the_random_pool_reseeded_or_an_error_says_why_not() {
             let error = reseed(bytes).await.expect_err("refused").to_string();
             assert!(error.contains("invalid argument"), "{error}");
         }
+    });
+}
+
+#[test]
+fn clock_is_right_and_a_dead_connection_replaced_after_the_hosts_sleep() {
+    vm_test(async |vm| {
+        let guest = SteadyGuest::new(vm.guest().clone(), Duration::from_secs(60));
+        set(vm, now() - HOUR).await;
+        let behind = wake::after_sleep(&guest).await.expect("a guest") / 1_000_000_000;
+        assert!(about(behind, HOUR), "behind by {behind} s");
+        assert!(about(date(vm, "awake").await, now()));
+        // The connection is dead as well.
+        Blow::Kill.strike(vm).await;
+        set(vm, now() - HOUR).await;
+        wake::after_sleep(&guest).await.expect("a guest that is reached anew");
+        assert!(about(date(vm, "again").await, now()));
+        // It is done when the host says that it was asleep, each time.
+        let (slept, wakes) = tokio::sync::watch::channel(0);
+        let follows = tokio::spawn(wake::follow(wakes, guest, |error| panic!("{error}")));
+        for (nap, name) in ["first", "second"].into_iter().enumerate() {
+            set(vm, now() - HOUR).await;
+            slept.send_replace(nap as u64 + 1);
+            let until = std::time::Instant::now() + Duration::from_secs(60);
+            for tries in 0.. {
+                if about(date(vm, &format!("{name}-{tries}")).await, now()) {
+                    break;
+                }
+                assert!(std::time::Instant::now() < until, "{name}: the clock is still wrong");
+            }
+        }
+        drop(slept);
+        follows.await.expect("no panic");
     });
 }

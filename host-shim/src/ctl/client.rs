@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use vminitd_protocol::pb::vminitd::ctl::v1 as pb;
 
-use super::directory::MAX_SOCKET_PATH_BYTES;
 use crate::guest::Dial;
 use crate::limits::MAX_PROCESS_JSON_BYTES;
+use crate::socket_path;
 use crate::sys::scm;
 use crate::vm::Arch;
 use crate::vmm::GuestStream;
@@ -134,7 +134,9 @@ impl Control {
         &self,
         kind: pb::request::Kind,
     ) -> Result<(pb::answer::Kind, Option<OwnedFd>, UnixStream), ControlError> {
-        let socket = connect(&self.socket).await.map_err(|error| match error.kind() {
+        let socket = socket_path::connect_async(&self.socket).await.map_err(|error| match error
+            .kind()
+        {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::Gone(error),
             _ => self.io(error),
         })?;
@@ -173,19 +175,6 @@ impl Dial for Control {
             io::Error::new(kind, error)
         })
     }
-}
-
-/// Connects also where the path is longer than an address may be: a bundle of containerd's has up to 150 bytes.
-async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::NotFound.into());
-    };
-    if path.as_os_str().len() < MAX_SOCKET_PATH_BYTES {
-        return UnixStream::connect(path).await;
-    }
-    let directory = File::open(directory)?;
-    let by_descriptor = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
-    UnixStream::connect(by_descriptor.join(name)).await
 }
 
 async fn converse(

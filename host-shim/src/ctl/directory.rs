@@ -13,10 +13,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::socket_path;
 use crate::vm::VmName;
-
-/// Bytes of a socket's path, its final NUL included: `sun_path` in unix(7), and less on macOS.
-pub(super) const MAX_SOCKET_PATH_BYTES: usize = if cfg!(target_os = "macos") { 104 } else { 108 };
 
 /// A VM could not be given a directory, or be found.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +37,6 @@ pub enum DirectoryError {
         name: VmName,
         /// The process that runs it, as it says.
         pid: String,
-    },
-    /// The socket's path does not fit into an address. The caller's fault.
-    #[error("socket path {path:?} has {} bytes; {} are the most: give a shorter name or XDG_RUNTIME_DIR",
-        .path.as_os_str().len(), MAX_SOCKET_PATH_BYTES - 1)]
-    SocketPath {
-        /// The path.
-        path: PathBuf,
     },
     /// The VM's own directory cannot be filled.
     #[error("make {path:?}")]
@@ -130,9 +121,6 @@ pub(super) fn claim_in(
 ) -> Result<(Claim, UnixListener), DirectoryError> {
     let path = base.join(name.as_str());
     let socket = path.join("ctl.sock");
-    if socket.as_os_str().len() >= MAX_SOCKET_PATH_BYTES {
-        return Err(DirectoryError::SocketPath { path: socket });
-    }
     let _base = Base::open(base)?;
     if sweep(base)?.iter().any(|found| found.name == *name) {
         let pid = std::fs::read_to_string(path.join("lock")).unwrap_or_default();
@@ -155,7 +143,7 @@ fn fill(path: &Path, socket: &Path) -> io::Result<(Flock<File>, UnixListener)> {
     let mut lock =
         Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
     writeln!(lock, "{}", std::process::id())?;
-    let listener = UnixListener::bind(socket)?;
+    let listener = socket_path::bind(socket)?;
     std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
     Ok((lock, listener))
 }

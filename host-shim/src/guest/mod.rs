@@ -7,6 +7,7 @@
 mod attach;
 mod handshake;
 mod steady;
+pub mod wake;
 
 use std::io;
 use std::sync::Arc;

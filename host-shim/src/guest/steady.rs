@@ -90,6 +90,20 @@ impl SteadyGuest {
         }
     }
 
+    /// Asks the guest whether it is there, and connects anew when it does not answer in `patience`: a connection may be
+    /// dead without an end.
+    pub async fn check(&self, patience: Duration) -> Result<(), CallError> {
+        let (guest, generation) = {
+            let current = self.current.lock().await;
+            (current.guest.clone(), current.generation)
+        };
+        match tokio::time::timeout(patience, guest.info()).await {
+            // Also a refusal is an answer.
+            Ok(Ok(_) | Err(RpcError::RpcStatus(_))) => Ok(()),
+            Ok(Err(_)) | Err(_) => self.replace(generation).await,
+        }
+    }
+
     async fn replace(&self, broken: u64) -> Result<(), CallError> {
         // Others who find it broken wait here, and then find it replaced.
         let mut current = self.current.lock().await;

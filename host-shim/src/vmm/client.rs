@@ -10,11 +10,12 @@ use std::fs::File;
 use std::io;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::FlockArg;
@@ -27,8 +28,8 @@ use vminitd_protocol::pb::vminitd::vmm::v1 as pb;
 
 use super::frame::{Decoder, encode};
 use super::{ExitReason, Exited, GuestStream, PROTOCOL, paths};
-use crate::limits::{MAX_QUEUED_DIALS, REAP_TIMEOUT, STDERR_TAIL_BYTES};
-use crate::sys::scm;
+use crate::limits::{AT_EXEC, MAX_QUEUED_DIALS, REAP_TIMEOUT, STDERR_TAIL_BYTES};
+use crate::sys::{self, scm};
 use crate::vm::{Description, Disk, Serial, to_disk};
 
 /// A running vminit-vmm and the one VM in it.
@@ -36,6 +37,7 @@ use crate::vm::{Description, Disk, Serial, to_disk};
 pub struct Vmm {
     line: Line,
     exit: watch::Receiver<Option<Exited>>,
+    wakes: watch::Receiver<u64>,
     /// Ends with the VM, or is aborted by the drop.
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
@@ -139,17 +141,21 @@ impl Vmm {
         let line = Line { frames, waiting: Arc::default(), next_id: Arc::new(AtomicU64::new(1)) };
         let (dials, dialed) = mpsc::channel(MAX_QUEUED_DIALS);
         let (exit_sender, exit) = watch::channel(None);
+        let (woke, wakes) = watch::channel(0);
         let reader = Reader {
             socket: socket.clone(),
             line: line.clone(),
             dials,
             exit: exit_sender,
+            woke,
             child,
             log,
+            program: program.to_owned(),
+            since: Instant::now(),
         };
         let reader = tokio::spawn(reader.run());
         let writer = tokio::spawn(write_frames(socket, to_write));
-        Ok((Self { line, exit, reader, writer, pid }, dialed))
+        Ok((Self { line, exit, wakes, reader, writer, pid }, dialed))
     }
 
     /// Makes and runs the VM. What the guest prints goes to `console`.
@@ -220,6 +226,11 @@ impl Vmm {
             // The reader was aborted: the runtime is shutting down.
             Err(_) => unexplained(),
         }
+    }
+
+    /// Counts how often time has passed of which the guest knows nothing: the host has slept.
+    pub fn wakes(&self) -> watch::Receiver<u64> {
+        self.wakes.clone()
     }
 
     /// The pid of vminit-vmm.
@@ -445,9 +456,13 @@ struct Reader {
     line: Line,
     dials: mpsc::Sender<Dial>,
     exit: watch::Sender<Option<Exited>>,
+    woke: watch::Sender<u64>,
     child: Child,
     /// vminit-vmm's stderr.
     log: File,
+    /// What it is, and since when.
+    program: PathBuf,
+    since: Instant,
 }
 
 impl Reader {
@@ -508,6 +523,9 @@ impl Reader {
                     let _ = self.dials.try_send(dial);
                 }
             }
+            Some(pb::notice::Kind::Event(pb::Event { kind: Some(pb::event::Kind::Woke(_)) })) => {
+                self.woke.send_modify(|wakes| *wakes += 1);
+            }
             Some(pb::notice::Kind::Event(pb::Event {
                 kind: Some(pb::event::Kind::Exited(exited)),
             })) => {
@@ -539,7 +557,12 @@ impl Reader {
             said.push(format!("it sent nonsense: {error}"));
         }
         match tokio::time::timeout(REAP_TIMEOUT, self.child.wait()).await {
-            Ok(Ok(status)) => said.push(describe(status)),
+            Ok(Ok(status)) => {
+                said.push(describe(status));
+                let killed = status.signal() == Some(nix::libc::SIGKILL);
+                let kills = killed && sys::SIGNATURES_ARE_CHECKED;
+                said.extend(refused_by_the_system(&self.program, self.since.elapsed(), kills));
+            }
             Ok(Err(error)) => said.push(format!("wait for it: {error}")),
             Err(_) => {
                 said.push(format!("it still runs after {} s", Duration::as_secs(&REAP_TIMEOUT)))
@@ -548,6 +571,22 @@ impl Reader {
         said.extend(tail(&mut self.log).filter(|text| !text.is_empty()));
         Exited { reason: ExitReason::VmmDied, detail: said.join("; ") }
     }
+}
+
+/// What a process that the system does not let run is told with. macOS kills it at its exec, without a word to whom
+/// has started it.
+fn refused_by_the_system(program: &Path, after: Duration, killed: bool) -> Option<String> {
+    (killed && after < AT_EXEC).then(|| {
+        let path = program.display();
+        format!(
+            "the system killed it at its start, as it does with a program that may not have the entitlement \
+             com.apple.security.virtualization: the signature is missing, broken by a later change, or wants a \
+             provisioning profile; `codesign --verify --verbose {path}; codesign --display --entitlements - {path}` \
+             shows the signature, `log show --last 2m --predicate 'sender == \"AppleMobileFileIntegrity\"'` the \
+             system's reason; sign it again with `codesign --force --sign - --entitlements FILE {path}`, or have an \
+             installed VMM run the VM: --vmm external:vfkit"
+        )
+    })
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -561,4 +600,28 @@ fn tail(log: &mut File) -> Option<String> {
     let mut bytes = Vec::new();
     log.read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_at_exec_is_told_with_its_reason_the_commands_and_the_way_out() {
+        let program = Path::new("/opt/bin/vminit-vmm");
+        let told = |after, killed| refused_by_the_system(program, after, killed);
+        let text = told(Duration::from_millis(300), true).unwrap();
+        for part in [
+            "com.apple.security.virtualization",
+            "signature",
+            "provisioning profile",
+            "codesign --display --entitlements - /opt/bin/vminit-vmm",
+            "--vmm external:vfkit",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        // Later, or by another end, it is something else.
+        assert_eq!(told(AT_EXEC, true), None);
+        assert_eq!(told(Duration::ZERO, false), None);
+    }
 }

@@ -23,6 +23,9 @@ pub fn close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the system kills programs whose signature it does not like: amfid does.
+pub const SIGNATURES_ARE_CHECKED: bool = true;
+
 /// Makes a terminal the controlling one: ioctl_tty(2), tty(4).
 pub const TAKE_TERMINAL: libc::c_ulong = libc::TIOCSCTTY as libc::c_ulong;
 

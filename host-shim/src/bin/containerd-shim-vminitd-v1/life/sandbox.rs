@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,9 +17,12 @@ use host_shim::container::user_network;
 use host_shim::ctl::{self, About, Attach};
 use host_shim::dials;
 use host_shim::external::{Choice, ChoiceError};
-use host_shim::guest::{BOOT_DEADLINE, Guest, NotServing, Ports, SteadyGuest, unlimited};
+use host_shim::guest::{
+    BOOT_DEADLINE, CallError, Guest, NotServing, Ports, SteadyGuest, unlimited, wake,
+};
 use host_shim::locate::{self, LocateError};
 use host_shim::machine::{BootError, BootOptions, DiskError, Exited, Machine};
+use host_shim::socket_path;
 use host_shim::vm::{
     Accelerator, Arch, CmdlineError, Description, DescriptionError, Disk, Draft, NameError,
     NicError, Published, Serial, Share,
@@ -71,6 +73,8 @@ pub struct Sandbox {
     disks: AtomicU32,
     control: JoinHandle<()>,
     dials: JoinHandle<()>,
+    /// Looks after the guest when the host has slept.
+    wakes: JoinHandle<()>,
     /// On the host.
     pub cgroup: Cgroup,
     /// Said when the guest has mounted what all containers share; see [`Sandbox::mounted`].
@@ -202,6 +206,10 @@ impl Sandbox {
         };
         info!(after_ms = machine.spawned_at().elapsed().as_millis(), "the guest serves");
         let guest = SteadyGuest::new(guest, BOOT_DEADLINE);
+        let tell = |error: &CallError| {
+            warn!(error = %chain(error), "the host has slept; the guest's clock is not set");
+        };
+        let wakes = tokio::spawn(wake::follow(machine.wakes(), guest.clone(), tell));
         let mut mounts =
             vec![mount("tmpfs", "shm", GUEST_SHM, &["nosuid", "nodev", "noexec", "mode=1777"])];
         if share.is_some() {
@@ -222,6 +230,7 @@ impl Sandbox {
             disks,
             control,
             dials,
+            wakes,
             cgroup,
             mounted,
             network_up,
@@ -295,6 +304,7 @@ impl Drop for Sandbox {
     fn drop(&mut self) {
         self.control.abort();
         self.dials.abort();
+        self.wakes.abort();
     }
 }
 
@@ -423,14 +433,12 @@ fn listen(
     machine: Arc<Machine>,
     container: watch::Receiver<Option<String>>,
 ) -> io::Result<JoinHandle<()>> {
-    // A bundle's path may be longer than an address; the way by its descriptor is short.
-    let directory = std::fs::File::open(wish.bundle)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/{CONTROL}", directory.as_raw_fd()));
+    let path = wish.bundle.join(CONTROL);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    let listener = socket_path::bind(&path)?;
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use host_shim::ctl::{self, About, Claim, DirectoryError};
-use host_shim::guest::{BOOT_DEADLINE, CallError, Guest, Ports, SteadyGuest, unlimited};
+use host_shim::guest::{BOOT_DEADLINE, CallError, Guest, Ports, SteadyGuest, unlimited, wake};
 use host_shim::images::{ROOT_IMAGE_CMDLINE, ROOT_IMAGE_SERIAL};
 use host_shim::locate;
 use host_shim::machine::{BootOptions, Machine};
@@ -169,6 +169,10 @@ async fn boot_and_run(
     }
 
     let guest = SteadyGuest::new(guest, BOOT_DEADLINE);
+    let wakes = wake::follow(machine.wakes(), guest.clone(), |error| {
+        eprintln!("vminitctl: this machine has slept; the guest's clock is not set: {error}");
+    });
+    let wakes = tokio::spawn(wakes);
     let status = {
         let mut life = std::pin::pin!(life(vm, &guest, &mut signals, &mut timings, started));
         tokio::select! {
@@ -193,6 +197,7 @@ async fn boot_and_run(
     // Who waits for that (`vminitctl stop`) is told before we are gone.
     server.abort();
     dials.abort();
+    wakes.abort();
     let _ = timeout(LAST_ANSWERS, ended.closed()).await;
     timings.mark(Mark::Off);
     if vm.args.timings {
