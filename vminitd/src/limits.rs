@@ -255,10 +255,6 @@ pub const LINK_NAME_BYTES: usize = 15;
 pub const NAME_SERVERS: usize = 3;
 /// Bytes of a bundle's nw-config.json.
 pub const NETWORK_CONFIG_BYTES: usize = 64 * 1024;
-/// Bytes of the kernel's answers that are read at once; it sends less.
-pub const NETLINK_BYTES: usize = 64 * 1024;
-/// For the kernel's answer to a change of networks.
-pub const NETLINK_ANSWER: Duration = Duration::from_secs(5);
 /// After this long without a link that was configured, the log says so; it is waited for still.
 pub const LINK_GRACE: Duration = Duration::from_secs(5);
 /// Least lease that is taken: with less, half of the traffic would be about the lease.

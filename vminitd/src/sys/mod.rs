@@ -27,7 +27,6 @@ pub mod pidfd;
 pub mod process;
 pub mod program;
 pub mod random;
-pub mod rtnetlink;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod shared_memory;

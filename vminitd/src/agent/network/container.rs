@@ -22,14 +22,14 @@ use serde::Deserialize;
 use tracing::warn;
 
 use super::Network;
-use super::address::{AddressError, Cidr, Mac};
-use super::netlink::{Link, Netlink, NetlinkError, Route};
 use super::wish::{WishError, link_name};
 use crate::agent::id::ContainerId;
 use crate::agent::lock;
 use crate::chain;
 use crate::limits::{NETWORK_CONFIG_BYTES, NETWORK_ITEMS};
 use crate::paths::BUNDLE_NETWORKS;
+use netlink::address::{AddressError, Cidr, Mac};
+use netlink::{Link, Netlink, NetlinkError, Route};
 
 /// Why a container has not the network that it is to have. Create fails of it.
 #[derive(Debug, thiserror::Error)]

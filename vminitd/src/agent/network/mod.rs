@@ -4,7 +4,7 @@
 //! wish      words -> what each link is to be        (pure)
 //! nic       one task per wished link: waits for it, sets it up, keeps its lease
 //! dhcp      messages, leases, the client's states   (pure)
-//! netlink   the kernel: links, addresses, routes; changes tells when links come and go
+//! changes   tells when links come and go; how the kernel is asked and told is the crate netlink
 //! names     resolv.conf and hosts
 //! container bridges and links of single containers
 //! service   what a host sees and changes while the VM runs
@@ -15,12 +15,10 @@
 //! line in the log, and without a word about networks no socket is opened; a new agent goes on with
 //! the leases of the one before. Never: looks for links by polling.
 
-pub mod address;
 mod changes;
 pub mod container;
 pub mod dhcp;
 pub mod names;
-pub mod netlink;
 pub mod nic;
 pub mod service;
 pub mod wish;
@@ -98,7 +96,7 @@ impl Network {
         let resolver = self.resolver_now();
         let leased = |nic: &Arc<Nic>| nic.look().1.map(|lease| lease.address);
         let own = |nic: &Arc<Nic>| nic.wish.addresses.first().copied().or_else(|| leased(nic));
-        let address = self.nics().iter().find_map(own).map(address::Cidr::ip);
+        let address = self.nics().iter().find_map(own).map(netlink::address::Cidr::ip);
         let name = nix::unistd::gethostname().unwrap_or_default();
         let hosts = names::hosts(&name.to_string_lossy(), address);
         if let Err(error) = names::write(&resolver, &hosts, !self.nics().is_empty()) {

@@ -22,13 +22,11 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::Network;
-use super::address::{Cidr, Mac};
 use super::changes::Changes;
 use super::dhcp::client::{Action, Client, Stage};
 use super::dhcp::lease::Lease;
 use super::dhcp::wire;
 use super::names::Resolver;
-use super::netlink::{Link, Netlink, NetlinkError, Route};
 use super::wish::{Which, Wish};
 use crate::agent::lock;
 use crate::agent::task::record::{RecordError, Saved};
@@ -36,6 +34,8 @@ use crate::chain;
 use crate::limits::{DHCP_BYTES, DHCP_RETRY, LINK_GRACE};
 use crate::sys::async_fd::AsyncOwnedFd;
 use crate::sys::{clock, packet};
+use netlink::address::{Cidr, Mac};
+use netlink::{Link, Netlink, NetlinkError, Route};
 
 /// Where DHCP's clients and servers are.
 const CLIENT_PORT: u16 = 68;

@@ -18,11 +18,9 @@ use vminitd_protocol::pb::vminitd::v1::{
 };
 
 use super::Network;
-use super::address::Cidr;
 use super::dhcp::client::Stage;
 use super::dhcp::lease::Lease;
 use super::names::Resolver;
-use super::netlink::{Netlink, NetlinkError, Route};
 use super::wish::host_name;
 use crate::agent::Agent;
 use crate::agent::errors::RpcError;
@@ -32,6 +30,8 @@ use crate::agent::server::connection::Services;
 use crate::agent::task::record::Saved;
 use crate::limits::NETWORK_ITEMS;
 use crate::sys::clock;
+use netlink::address::Cidr;
+use netlink::{Netlink, NetlinkError, Route};
 
 /// The service.
 pub fn services(agent: &Arc<Agent>) -> Services {
@@ -246,7 +246,7 @@ async fn list(network: Arc<Network>) -> Result<ListNetworkResponse, RpcError> {
             .unwrap_or_default()
     };
     let leases: Vec<_> = network.nics().iter().map(|nic| nic.look()).collect();
-    let of = |link: &super::netlink::Link| {
+    let of = |link: &netlink::Link| {
         let leased = leases.iter().find(|leased| leased.0 == Some(link.index));
         let routes = routes.iter().filter(|route| route.link == link.index && !route.is_kernels);
         pb::Link {

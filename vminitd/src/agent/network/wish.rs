@@ -11,9 +11,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::address::{Cidr, Mac, is_host_v4, prefix_by_class, prefix_of};
 use crate::config::NetworkWord;
 use crate::limits::{HOSTNAME_BYTES, LINK_NAME_BYTES, NETWORK_ITEMS};
+use netlink::address::{Cidr, Mac, is_host_v4, prefix_by_class, prefix_of};
 
 /// What one link is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,10 +26,10 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use super::super::address::Mac;
 use super::lease::{self, Lease, LeaseError};
 use super::wire::{Question, Reply, ReplyKind};
 use crate::limits::{DHCP_RENEW_RETRY, DHCP_RETRY, DHCP_TRIES};
+use netlink::address::Mac;
 
 /// A client for one link.
 #[derive(Debug)]

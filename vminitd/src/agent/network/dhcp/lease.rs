@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::address::{Cidr, is_host_v4, prefix_by_class, prefix_of};
 use super::super::wish::host_name;
 use super::wire::{Reply, code};
 use crate::limits::{DHCP_ROUTES, LEASE_LEAST, NAME_SERVERS};
+use netlink::address::{Cidr, is_host_v4, prefix_by_class, prefix_of};
 
 /// An address for a time. Times are of the clock that the caller has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,9 +171,9 @@ fn classless(mut list: &[u8]) -> Option<Vec<(Cidr, Option<IpAddr>)>> {
 pub(super) mod tests {
     use proptest::prelude::*;
 
-    use super::super::super::address::Mac;
     use super::super::wire::ReplyKind;
     use super::*;
+    use netlink::address::Mac;
 
     /// An ack of 10.0.0.9/24 by 10.0.0.1 for so many seconds.
     pub fn ack(seconds: u32) -> Reply {

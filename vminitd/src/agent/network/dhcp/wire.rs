@@ -12,7 +12,7 @@ use smoltcp::wire::{
     DhcpRepr, EthernetAddress, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
 };
 
-use super::super::address::Mac;
+use netlink::address::Mac;
 
 /// Codes of options, RFC 2132 and 3442.
 pub mod code {

@@ -8,7 +8,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::super::address::{Cidr, Mac};
+use crate::address::{Cidr, Mac};
 
 /// Bytes in front of every message.
 const HEADER: usize = 16;
@@ -129,6 +129,8 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// It is Ethernet, real or not.
     pub is_ethernet: bool,
+    /// Nobody is asked for addresses on it (ARP).
+    pub is_no_arp: bool,
     /// Somebody wants it to be up.
     pub is_up: bool,
     /// It can carry packets.
@@ -197,6 +199,7 @@ pub fn link(body: &[u8]) -> Option<Link> {
     let mut link = Link {
         index: u32_at(body, 4)?,
         is_ethernet: u16_at(body, 2)? == ARPHRD_ETHER,
+        is_no_arp: has(libc::IFF_NOARP),
         is_up: has(libc::IFF_UP),
         is_running: has(libc::IFF_UP) && has(libc::IFF_LOWER_UP),
         ..Link::default()

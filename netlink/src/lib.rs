@@ -1,10 +1,18 @@
-//! The kernel's network configuration: looked at and changed, one request at a time.
+//! The kernel's network configuration: looked at and changed, one request at a time (rtnetlink(7)).
+//!
+//! The guest's agent sets up the VM's links with it, the containerd shim reads what CNI has made in a task's network
+//! namespace and redirects its packets ([`traffic`]).
 //!
 //! Promises: an answer is believed only when it carries the request's number; each call returns
-//! within [`NETLINK_ANSWER`] of the kernel's last word. What is there already, or gone already, is
+//! within [`ANSWER`] of the kernel's last word. What is there already, or gone already, is
 //! no error. Never: decides what is to be changed. Blocks: to be used where that does no harm.
 
+#![cfg(target_os = "linux")]
+
+pub mod address;
 pub mod message;
+pub mod socket;
+pub mod traffic;
 
 use std::fs::File;
 use std::io;
@@ -12,11 +20,15 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use self::address::{Cidr, Mac};
 use self::message::Message;
 pub use self::message::{Address, Link, Route};
-use super::address::{Cidr, Mac};
-use crate::limits::{NETLINK_ANSWER, NETLINK_BYTES};
-use crate::sys::rtnetlink;
+
+/// Bytes of the kernel's answers that are read at once; it sends less.
+pub const ANSWER_BYTES: usize = 64 * 1024;
+
+/// For the kernel's answer to a change of networks.
+pub const ANSWER: Duration = Duration::from_secs(5);
 
 /// A request that the kernel refused, or that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -68,18 +80,18 @@ const RTNH_F_ONLINK: u32 = 4;
 impl Netlink {
     /// Of this process's namespace.
     pub fn open() -> Result<Self, NetlinkError> {
-        Self::over(rtnetlink::requests(NETLINK_ANSWER))
+        Self::over(socket::requests(ANSWER))
     }
 
     /// Of the namespace behind a file of /proc.
     pub fn open_in(namespace: File) -> Result<Self, NetlinkError> {
-        Self::over(rtnetlink::requests_in(namespace, NETLINK_ANSWER))
+        Self::over(socket::requests_in(namespace, ANSWER))
     }
 
     fn over(socket: io::Result<OwnedFd>) -> Result<Self, NetlinkError> {
         let socket = socket
             .map_err(|source| NetlinkError { what: "open a netlink socket".to_owned(), source })?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; NETLINK_BYTES] })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; ANSWER_BYTES] })
     }
 
     /// Every link.
@@ -278,9 +290,9 @@ impl Netlink {
         mut last: impl FnMut(message::Received<'_>) -> Option<i32>,
     ) -> io::Result<i32> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
-        rtnetlink::tell(self.socket.as_fd(), &message.numbered(self.sequence))?;
+        socket::tell(self.socket.as_fd(), &message.numbered(self.sequence))?;
         loop {
-            let length = match rtnetlink::hear(self.socket.as_fd(), &mut self.buffer) {
+            let length = match socket::hear(self.socket.as_fd(), &mut self.buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 heard => heard?,
             };
