@@ -26,10 +26,11 @@ use crate::limits::{
     AFTER_GUEST_TIMEOUT, CONSOLE_FILE_BYTES, CONSOLE_TAIL_BYTES, MAX_CONSOLE_ARRIVALS,
     QUIT_TIMEOUT, REAP_TIMEOUT,
 };
-use crate::vm::{Description, Disk, Serial};
+use crate::vm::{Description, Disk, MacAddress, Serial};
 use crate::vmm::GuestStream;
 pub use crate::vmm::client::Dial;
-use crate::vmm::client::{OpenError, OpenFiles, Started, Vmm, VmmError, open_disk};
+pub use crate::vmm::client::VmmError;
+use crate::vmm::client::{OpenError, OpenFiles, Started, Vmm, open_disk};
 pub use crate::vmm::{ExitReason, Exited};
 
 /// What a Linux kernel prints in front of the reason for its panic.
@@ -212,6 +213,16 @@ impl Machine {
     /// it should be mounted any more: its filesystem would lose the disk under it.
     pub async fn detach_disk(&self, serial: &Serial) -> Result<(), DiskError> {
         Ok(self.vmm.detach_disk(serial).await?)
+    }
+
+    /// Gives the running guest one more interface, connected to `tap`; the guest is about to find it.
+    pub async fn attach_tap(&self, mac: MacAddress, tap: OwnedFd) -> Result<(), VmmError> {
+        self.vmm.attach_tap(mac, tap).await
+    }
+
+    /// Takes such an interface away again, or one that was removable from the start; returns when the guest has let it go.
+    pub async fn detach_nic(&self, mac: MacAddress) -> Result<(), VmmError> {
+        self.vmm.detach_nic(mac).await
     }
 
     /// Waits for the VM's end; for any number of callers, also after it.

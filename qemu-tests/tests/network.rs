@@ -28,7 +28,10 @@ const MACS: [&str; 2] = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
 
 fn user(number: usize, published: &[String]) -> Nic {
     let published = published.iter().map(|port| port.parse().expect("a port")).collect();
-    Nic { mac: MACS[number].parse().expect("an address"), network: Network::User { published } }
+    Nic {
+        mac: MACS[number].parse().expect("an address"),
+        network: Network::User { published, removable: false },
+    }
 }
 
 /// A server on this machine's loopback that answers every request with `body`; its port.

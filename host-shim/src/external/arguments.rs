@@ -147,7 +147,7 @@ fn check(vm: &Description) -> Result<(), ArgumentError> {
     }
     for nic in vm.nics() {
         match &nic.network {
-            Network::User { published } if published.is_empty() => {}
+            Network::User { published, .. } if published.is_empty() => {}
             Network::User { .. } => {
                 return Err(absent("publishing ports", "reach the guest by its address"));
             }
@@ -206,7 +206,7 @@ mod tests {
             guest_dials: [1027].into(),
             disks: vec![disk],
             shares: share(false),
-            nics: nic(Network::User { published: Vec::new() }),
+            nics: nic(Network::User { published: Vec::new(), removable: false }),
             options: Options { rosetta: true, nested: true, ..Options::default() },
             ..draft()
         };
@@ -231,7 +231,10 @@ mod tests {
         refused(Draft { guest_dials: [1024].into(), ..draft() }, "port 1024");
         refused(Draft { accelerator: Accelerator::Emulation, ..draft() }, "emulation");
         let published = vec!["8080:80".parse().unwrap()];
-        refused(Draft { nics: nic(Network::User { published }), ..draft() }, "publishing");
+        refused(
+            Draft { nics: nic(Network::User { published, removable: false }), ..draft() },
+            "publishing",
+        );
         let disk = Disk { serial: "a".parse().unwrap(), path: "/a,b".into(), read_only: true };
         refused(Draft { disks: vec![disk.clone()], ..draft() }, "comma");
         let disks = vec![Disk { path: "/a".into(), ..disk }];

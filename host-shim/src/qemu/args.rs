@@ -7,10 +7,20 @@ use std::os::fd::RawFd;
 use super::accelerator::Engine;
 use super::board::Board;
 use crate::limits::MAX_DISKS;
-use crate::vm::{Cmdline, CmdlineError, Description, Network, Nic};
+use crate::vm::{Cmdline, CmdlineError, Description, HotplugSlots, Network, Nic};
 
 /// What QEMU may not do once it runs.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// QEMU's name of what is in a slot for what comes and goes: of the device and of what is behind it.
+pub fn hot_name(index: usize) -> String {
+    format!("hot{index}")
+}
+
+/// The slots of interfaces that can be taken away: the last, since disks take the first that is free.
+fn removable_slot(slots: HotplugSlots, number: usize) -> Option<usize> {
+    (slots.get() as usize).checked_sub(1 + number)
+}
 
 /// How many disks get a slot of their own.
 const FEW_DISKS: usize = 8;
@@ -83,9 +93,20 @@ pub fn arguments(vm: &Description, engine: Engine, fds: &Fds) -> Result<Vec<Stri
         args.flag("-device", device);
     }
     for (index, nic) in vm.nics().iter().enumerate() {
-        args.flag("-netdev", netdev(index, nic));
+        let removable = vm.removable_nics().position(|mac| mac == nic.mac);
+        let slot = removable.and_then(|number| removable_slot(vm.hotplug_slots(), number));
+        let (id, place) = match slot {
+            Some(slot) => {
+                let (id, (bus, address)) = (hot_name(slot), Board::of(vm.arch()).socket(slot));
+                let place = format!(",id={id},bus={bus},addr={address},disable-legacy=on");
+                (id, place)
+            }
+            None => (format!("net{index}"), String::new()),
+        };
+        args.flag("-netdev", netdev(&id, nic));
         // No program for booting from it: the guest has its kernel already, and QEMU's package may be without.
-        args.flag("-device", format!("virtio-net-pci,netdev=net{index},mac={},romfile=", nic.mac));
+        let device = format!("virtio-net-pci,netdev={id},mac={},romfile={place}", nic.mac);
+        args.flag("-device", device);
     }
     for (index, (share, fd)) in vm.shares().iter().zip(&fds.shares).enumerate() {
         args.flag("-chardev", format!("socket,id=share{index},fd={fd}"));
@@ -109,10 +130,10 @@ fn disk_address(index: usize, count: usize) -> String {
 }
 
 /// IPv6 is off in a user network: a host without it would give the guest a way to nowhere, which programs try first.
-fn netdev(index: usize, nic: &Nic) -> String {
+fn netdev(id: &str, nic: &Nic) -> String {
     match &nic.network {
-        Network::User { published } => {
-            let mut text = format!("user,id=net{index},ipv6=off");
+        Network::User { published, .. } => {
+            let mut text = format!("user,id={id},ipv6=off");
             for port in published {
                 let kind = if port.udp { "udp" } else { "tcp" };
                 let (address, host, guest) = (port.address, port.host, port.guest);
@@ -123,12 +144,12 @@ fn netdev(index: usize, nic: &Nic) -> String {
         // Both are refused before it comes to this: QEMU would want a name of its own beside the socket's, and a
         // helper with root's rights.
         Network::Datagram { socket } => {
-            format!("dgram,id=net{index},remote.type=unix,remote.path={}", socket.display())
+            format!("dgram,id={id},remote.type=unix,remote.path={}", socket.display())
         }
-        Network::Bridged { interface } => format!("bridge,id=net{index},br={interface}"),
+        Network::Bridged { interface } => format!("bridge,id={id},br={interface}"),
         Network::Stream { socket } => {
             let path = socket.display();
-            format!("stream,id=net{index},server=off,addr.type=unix,addr.path={path}")
+            format!("stream,id={id},server=off,addr.type=unix,addr.path={path}")
         }
     }
 }
@@ -271,6 +292,7 @@ mod tests {
         let nic = |mac: &str, network| Nic { mac: mac.parse().unwrap(), network };
         let user = Network::User {
             published: vec!["8080:80".parse().unwrap(), "0.0.0.0:53:53/udp".parse().unwrap()],
+            removable: false,
         };
         let stream = Network::Stream { socket: "/run/switch.sock".into() };
         let nics = vec![nic("52:54:00:00:00:01", user), nic("52:54:00:00:00:02", stream)];
@@ -279,6 +301,19 @@ mod tests {
             "-netdev user,id=net0,ipv6=off,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=udp:0.0.0.0:53-:53 ",
             "-device virtio-net-pci,netdev=net0,mac=52:54:00:00:00:01,romfile= ",
             "-netdev stream,id=net1,server=off,addr.type=unix,addr.path=/run/switch.sock ",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn an_interface_that_can_be_taken_away_is_on_the_bridge_in_the_last_slot() {
+        let network = Network::User { published: Vec::new(), removable: true };
+        let nics = vec![Nic { mac: "52:54:00:00:00:01".parse().unwrap(), network }];
+        let text = text(Draft { nics, ..draft() }, Engine::Tcg);
+        for part in [
+            "-netdev user,id=hot30,ipv6=off ",
+            "-device virtio-net-pci,netdev=hot30,mac=52:54:00:00:00:01,romfile=,id=hot30,bus=hot,addr=1f,disable-legacy=on",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -1,4 +1,5 @@
-//! Disks that come and go while the guest runs, over QMP. A core without I/O.
+//! Disks and network interfaces that come and go while the guest runs, over QMP. A core without I/O.
+//! (An interface has a descriptor and a netdev where a disk has an fd set and a block node.)
 //!
 //! ```text
 //!        attach             add-fd            blockdev-add           device_add
@@ -9,7 +10,7 @@
 //!                                                          (DEVICE_DELETED: the guest let it go)
 //! ```
 //!
-//! Owns: which slot of the board has which disk. In: [`Hotplug::attach`], [`Hotplug::detach`], and what QEMU says; out:
+//! Owns: which slot of the board has what. In: [`Hotplug::attach`], [`Hotplug::detach`], and what QEMU says; out:
 //! actions, to be carried out in their order.
 //! Promises: each attach and detach is answered once; whatever fails, QEMU is left as it was before; a slot and a serial
 //! are given once.
@@ -21,14 +22,15 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
+use super::args::hot_name as name;
 use super::board::Board;
 use crate::limits::UNPLUG_TIMEOUT;
-use crate::vm::{HotplugSlots, Serial};
+use crate::vm::{HotplugSlots, MacAddress, Serial};
 
 /// fd sets below this number are those of QEMU's command line.
 const FIRST_FD_SET: usize = 1000;
 
-/// The disks of one VM. `R` is the promise of an answer.
+/// The slots of one VM. `R` is the promise of an answer.
 #[derive(Debug)]
 pub struct Hotplug<R> {
     board: &'static Board,
@@ -79,9 +81,7 @@ pub enum Action<R> {
 enum Slot<R> {
     Free,
     Taken {
-        serial: Serial,
-        read_only: bool,
-        host_device: bool,
+        what: What,
         phase: Phase,
         /// The command that QEMU has yet to answer.
         command: Option<u64>,
@@ -92,7 +92,23 @@ enum Slot<R> {
     },
 }
 
-/// What a disk waits for.
+/// What is in a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Disk { serial: Serial, read_only: bool, host_device: bool },
+    Nic(MacAddress),
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Disk { serial, .. } => write!(f, "disk {:?}", serial.as_str()),
+            Self::Nic(mac) => write!(f, "interface {mac}"),
+        }
+    }
+}
+
+/// What a device waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     AddsFd,
@@ -105,19 +121,42 @@ enum Phase {
 }
 
 impl<R> Hotplug<R> {
-    /// With so many free slots, beside disks that are there from the start.
-    pub fn new(board: &'static Board, slots: HotplugSlots, cold: Vec<Serial>) -> Self {
-        Self { board, slots: (0..slots.get()).map(|_| Slot::Free).collect(), cold, sent: 0 }
+    /// With so many slots, beside disks that are there from the start. `nics` are there from the start too, but can be
+    /// taken away: they have the last slots (see `args::removable_slot`).
+    pub fn new(
+        board: &'static Board,
+        slots: HotplugSlots,
+        cold: Vec<Serial>,
+        nics: &[MacAddress],
+    ) -> Self {
+        let mut slots: Vec<Slot<R>> = (0..slots.get()).map(|_| Slot::Free).collect();
+        for (slot, mac) in slots.iter_mut().rev().zip(nics) {
+            let (what, phase) = (What::Nic(*mac), Phase::Attached);
+            *slot = Slot::Taken { what, phase, command: None, reply: None, failure: None };
+        }
+        Self { board, slots, cold, sent: 0 }
     }
 
     /// Attaches a disk. It is answered when QEMU has it; the guest finds it a moment later.
     pub fn attach(&mut self, disk: NewDisk, reply: R) -> Vec<Action<R>> {
         let NewDisk { serial, read_only, host_device, file } = disk;
-        let refused = |reply, code, text| vec![Action::Failed { reply, code, text }];
         if self.cold.contains(&serial) || self.index_of(&serial).is_some() {
             let text = format!("a disk {:?} is attached already", serial.as_str());
             return refused(reply, ErrorCode::Invalid, text);
         }
+        self.take(What::Disk { serial, read_only, host_device }, file, reply)
+    }
+
+    /// Attaches an interface to a tap; answered likewise.
+    pub fn attach_tap(&mut self, mac: MacAddress, tap: OwnedFd, reply: R) -> Vec<Action<R>> {
+        let nic = What::Nic(mac);
+        if self.slots.iter().any(|slot| matches!(slot, Slot::Taken { what, .. } if *what == nic)) {
+            return refused(reply, ErrorCode::Invalid, format!("there is an {nic} already"));
+        }
+        self.take(nic, tap, reply)
+    }
+
+    fn take(&mut self, what: What, file: OwnedFd, reply: R) -> Vec<Action<R>> {
         let Some(index) = self.slots.iter().position(|slot| matches!(slot, Slot::Free)) else {
             let text = match self.slots.len() {
                 0 => "this VM was started without slots for disks to attach".to_owned(),
@@ -125,22 +164,14 @@ impl<R> Hotplug<R> {
             };
             return refused(reply, ErrorCode::State, text);
         };
-        self.slots[index] = Slot::Taken {
-            serial,
-            read_only,
-            host_device,
-            phase: Phase::AddsFd,
-            command: None,
-            reply: Some(reply),
-            failure: None,
-        };
-        let line = json!({"execute": "add-fd", "arguments": {"fdset-id": FIRST_FD_SET + index}});
+        let line = add_fd(index, &what);
+        let (phase, command, failure) = (Phase::AddsFd, None, None);
+        self.slots[index] = Slot::Taken { what, phase, command, reply: Some(reply), failure };
         vec![self.send(index, line, Some(file))]
     }
 
     /// Takes a disk away. It is answered when the guest has let it go.
     pub fn detach(&mut self, serial: &Serial, reply: R, now: Instant) -> Vec<Action<R>> {
-        let refused = |reply, code, text| vec![Action::Failed { reply, code, text }];
         if self.cold.contains(serial) {
             let text = format!("disk {:?} is there for the VM's whole life", serial.as_str());
             return refused(reply, ErrorCode::State, text);
@@ -149,11 +180,25 @@ impl<R> Hotplug<R> {
             let text = format!("no disk {:?} is attached", serial.as_str());
             return refused(reply, ErrorCode::Invalid, text);
         };
-        let Slot::Taken { phase, reply: waits, .. } = &mut self.slots[index] else {
+        self.unplug(index, reply, now)
+    }
+
+    /// Takes an interface away; answered likewise.
+    pub fn detach_nic(&mut self, mac: MacAddress, reply: R, now: Instant) -> Vec<Action<R>> {
+        let nic = What::Nic(mac);
+        let is = |slot: &Slot<R>| matches!(slot, Slot::Taken { what, .. } if *what == nic);
+        match self.slots.iter().position(is) {
+            Some(index) => self.unplug(index, reply, now),
+            None => refused(reply, ErrorCode::Invalid, format!("no {nic} can be taken away")),
+        }
+    }
+
+    fn unplug(&mut self, index: usize, reply: R, now: Instant) -> Vec<Action<R>> {
+        let Slot::Taken { what, phase, reply: waits, .. } = &mut self.slots[index] else {
             return Vec::new();
         };
         if *phase != Phase::Attached {
-            let text = format!("disk {:?} is being attached or detached", serial.as_str());
+            let text = format!("{what} is being attached or detached");
             return refused(reply, ErrorCode::State, text);
         }
         *phase = Phase::Unplugs { until: now + UNPLUG_TIMEOUT };
@@ -167,15 +212,13 @@ impl<R> Hotplug<R> {
         let mine =
             |slot: &Slot<R>| matches!(slot, Slot::Taken { command: Some(c), .. } if *c == command);
         let Some(index) = self.slots.iter().position(mine) else { return Vec::new() };
-        let Slot::Taken { phase, command, read_only, host_device, serial, reply, failure } =
-            &mut self.slots[index]
-        else {
+        let Slot::Taken { what, phase, command, reply, failure } = &mut self.slots[index] else {
             return Vec::new();
         };
         *command = None;
         match (*phase, result) {
             (Phase::AddsFd, Ok(())) => {
-                let line = add_node(index, *read_only, *host_device);
+                let line = add_node(index, what);
                 self.go_on(index, Phase::AddsNode, line)
             }
             (Phase::AddsFd, Err(text)) => {
@@ -183,12 +226,13 @@ impl<R> Hotplug<R> {
                 self.free(index)
             }
             (Phase::AddsNode, Ok(())) => {
-                let line = add_device(self.board, index, serial);
+                let line = add_device(self.board, index, what);
                 self.go_on(index, Phase::AddsDevice, line)
             }
             (Phase::AddsNode, Err(text)) => {
                 *failure = Some(text);
-                self.go_on(index, Phase::RemovesFd, remove_fd(index))
+                let line = remove_fd(index, what);
+                self.go_on(index, Phase::RemovesFd, line)
             }
             (Phase::AddsDevice, Ok(())) => {
                 *phase = Phase::Attached;
@@ -196,13 +240,19 @@ impl<R> Hotplug<R> {
             }
             (Phase::AddsDevice, Err(text)) => {
                 *failure = Some(text);
-                self.go_on(index, Phase::RemovesNode, remove_node(index))
+                let line = remove_node(index, what);
+                self.go_on(index, Phase::RemovesNode, line)
             }
             // The guest is asked; it will tell.
             (Phase::Unplugs { .. }, Ok(())) => Vec::new(),
             (Phase::Unplugs { .. }, Err(text)) => self.stays(index, text),
             // What cannot be removed is of no use to anybody; the rest shall still go.
-            (Phase::RemovesNode, _) => self.go_on(index, Phase::RemovesFd, remove_fd(index)),
+            // A netdev took its descriptor along.
+            (Phase::RemovesNode, _) if matches!(what, What::Nic(_)) => self.free(index),
+            (Phase::RemovesNode, _) => {
+                let line = remove_fd(index, what);
+                self.go_on(index, Phase::RemovesFd, line)
+            }
             (Phase::RemovesFd, _) => self.free(index),
             (Phase::Attached, _) => Vec::new(),
         }
@@ -212,8 +262,9 @@ impl<R> Hotplug<R> {
     pub fn deleted(&mut self, device: &str) -> Vec<Action<R>> {
         let Some(index) = self.index_by_name(device) else { return Vec::new() };
         match &self.slots[index] {
-            Slot::Taken { phase: Phase::Attached | Phase::Unplugs { .. }, .. } => {
-                self.go_on(index, Phase::RemovesNode, remove_node(index))
+            Slot::Taken { what, phase: Phase::Attached | Phase::Unplugs { .. }, .. } => {
+                let line = remove_node(index, what);
+                self.go_on(index, Phase::RemovesNode, line)
             }
             Slot::Taken { .. } | Slot::Free => Vec::new(),
         }
@@ -256,7 +307,7 @@ impl<R> Hotplug<R> {
     fn index_of(&self, serial: &Serial) -> Option<usize> {
         self.slots
             .iter()
-            .position(|slot| matches!(slot, Slot::Taken { serial: s, .. } if s == serial))
+            .position(|slot| matches!(slot, Slot::Taken { what: What::Disk { serial: s, .. }, .. } if s == serial))
     }
 
     fn index_by_name(&self, device: &str) -> Option<usize> {
@@ -281,17 +332,17 @@ impl<R> Hotplug<R> {
 
     /// A detach that failed.
     fn stays(&mut self, index: usize, text: String) -> Vec<Action<R>> {
-        let Slot::Taken { phase, reply, serial, .. } = &mut self.slots[index] else {
+        let Slot::Taken { what, phase, reply, .. } = &mut self.slots[index] else {
             return Vec::new();
         };
         *phase = Phase::Attached;
-        let text = format!("detach disk {:?}: {text}", serial.as_str());
+        let text = format!("detach {what}: {text}");
         let failed = |reply| Action::Failed { reply, code: ErrorCode::Failed, text };
         reply.take().map(failed).into_iter().collect()
     }
 
     fn free(&mut self, index: usize) -> Vec<Action<R>> {
-        let Slot::Taken { reply, failure, serial, .. } =
+        let Slot::Taken { what, reply, failure, .. } =
             std::mem::replace(&mut self.slots[index], Slot::Free)
         else {
             return Vec::new();
@@ -299,7 +350,7 @@ impl<R> Hotplug<R> {
         let answer = |reply| match failure {
             None => Action::Done(reply),
             Some(text) => {
-                let text = format!("attach disk {:?}: {text}", serial.as_str());
+                let text = format!("attach {what}: {text}");
                 Action::Failed { reply, code: ErrorCode::Failed, text }
             }
         };
@@ -307,13 +358,25 @@ impl<R> Hotplug<R> {
     }
 }
 
-/// QEMU's name of what is in a slot: of the device and of the image behind it.
-fn name(index: usize) -> String {
-    format!("hot{index}")
+fn refused<R>(reply: R, code: ErrorCode, text: String) -> Vec<Action<R>> {
+    vec![Action::Failed { reply, code, text }]
 }
 
-fn add_node(index: usize, read_only: bool, host_device: bool) -> Value {
-    let driver = if host_device { "host_device" } else { "file" };
+fn add_fd(index: usize, what: &What) -> Value {
+    match what {
+        What::Disk { .. } => {
+            json!({"execute": "add-fd", "arguments": {"fdset-id": FIRST_FD_SET + index}})
+        }
+        What::Nic(_) => json!({"execute": "getfd", "arguments": {"fdname": name(index)}}),
+    }
+}
+
+fn add_node(index: usize, what: &What) -> Value {
+    let What::Disk { read_only, host_device, .. } = what else {
+        let arguments = json!({"type": "tap", "id": name(index), "fd": name(index)});
+        return json!({"execute": "netdev_add", "arguments": arguments});
+    };
+    let driver = if *host_device { "host_device" } else { "file" };
     let file = format!("/dev/fdset/{}", FIRST_FD_SET + index);
     let arguments = json!({
         "driver": "raw", "node-name": name(index), "read-only": read_only, "auto-read-only": false,
@@ -324,21 +387,40 @@ fn add_node(index: usize, read_only: bool, host_device: bool) -> Value {
     json!({"execute": "blockdev-add", "arguments": arguments})
 }
 
-fn add_device(board: &Board, index: usize, serial: &Serial) -> Value {
+fn add_device(board: &Board, index: usize, what: &What) -> Value {
+    let mut arguments = match what {
+        What::Disk { serial, .. } => {
+            json!({"driver": "virtio-blk-pci", "drive": name(index), "serial": serial.as_str()})
+        }
+        What::Nic(mac) => {
+            json!({"driver": "virtio-net-pci", "netdev": name(index), "mac": mac.to_string(), "romfile": ""})
+        }
+    };
     let (bus, address) = board.socket(index);
-    let arguments = json!({
-        "driver": "virtio-blk-pci", "id": name(index), "drive": name(index), "serial": serial.as_str(),
-        "bus": bus, "addr": address, "disable-legacy": "on",
+    let place = json!({"id": name(index), "bus": bus, "addr": address, "disable-legacy": "on",
     });
+    for (key, value) in place.as_object().into_iter().flatten() {
+        arguments[key] = value.clone();
+    }
     json!({"execute": "device_add", "arguments": arguments})
 }
 
-fn remove_node(index: usize) -> Value {
-    json!({"execute": "blockdev-del", "arguments": {"node-name": name(index)}})
+fn remove_node(index: usize, what: &What) -> Value {
+    match what {
+        What::Disk { .. } => {
+            json!({"execute": "blockdev-del", "arguments": {"node-name": name(index)}})
+        }
+        What::Nic(_) => json!({"execute": "netdev_del", "arguments": {"id": name(index)}}),
+    }
 }
 
-fn remove_fd(index: usize) -> Value {
-    json!({"execute": "remove-fd", "arguments": {"fdset-id": FIRST_FD_SET + index}})
+fn remove_fd(index: usize, what: &What) -> Value {
+    match what {
+        What::Disk { .. } => {
+            json!({"execute": "remove-fd", "arguments": {"fdset-id": FIRST_FD_SET + index}})
+        }
+        What::Nic(_) => json!({"execute": "closefd", "arguments": {"fdname": name(index)}}),
+    }
 }
 
 #[cfg(test)]

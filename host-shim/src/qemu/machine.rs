@@ -24,7 +24,7 @@ use crate::locate::{self, LocateError};
 use crate::sys::namespaces::may_unshare;
 use crate::sys::scm;
 use crate::virtiofs::{self, Sandbox, ShareError};
-use crate::vm::{Accelerator, Arch, Description, Disk, Network, Nic, Options, Serial};
+use crate::vm::{Accelerator, Arch, Description, Disk, MacAddress, Network, Nic, Options, Serial};
 use crate::vmm::hypervisor::{Ask, Fact, Hypervisor, Refusal, Waker};
 use crate::vmm::server::Files;
 use crate::vmm::{ExitReason, Exited};
@@ -166,6 +166,16 @@ impl Hypervisor for Qemu {
 
     fn detach_disk(&mut self, serial: &Serial, ask: Ask, now: Instant) {
         self.plug(ask, |hotplug| hotplug.detach(serial, ask, now));
+    }
+
+    fn attach_tap(&mut self, mac: MacAddress, tap: OwnedFd, ask: Ask) -> Result<(), Refusal> {
+        self.plug(ask, |hotplug| hotplug.attach_tap(mac, tap, ask));
+        Ok(())
+    }
+
+    fn detach_nic(&mut self, mac: MacAddress, ask: Ask, now: Instant) -> Result<(), Refusal> {
+        self.plug(ask, |hotplug| hotplug.detach_nic(mac, ask, now));
+        Ok(())
     }
 
     fn save(&mut self, _path: &Path, ask: Ask) {
@@ -482,6 +492,7 @@ impl Vm {
                 Board::of(vm.arch()),
                 vm.hotplug_slots(),
                 vm.disks().iter().map(|disk| disk.serial.clone()).collect(),
+                &vm.removable_nics().collect::<Vec<_>>(),
             ),
             qemu_dead: false,
             qmp_closed: false,

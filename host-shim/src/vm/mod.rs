@@ -254,6 +254,12 @@ impl Description {
         &self.0.nics
     }
 
+    /// Those of them that can be taken away from the running guest.
+    pub fn removable_nics(&self) -> impl Iterator<Item = MacAddress> {
+        let removable = |nic: &&Nic| matches!(nic.network, Network::User { removable: true, .. });
+        self.nics().iter().filter(removable).map(|nic| nic.mac)
+    }
+
     /// What executes the guest's instructions.
     pub fn accelerator(&self) -> Accelerator {
         self.0.accelerator

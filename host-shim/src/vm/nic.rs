@@ -23,6 +23,8 @@ pub enum Network {
     User {
         /// Ports of the host that lead to the guest.
         published: Vec<Published>,
+        /// It can be taken away from the running guest.
+        removable: bool,
     },
     /// A program that takes and gives Ethernet frames, each behind its length as u32be: a virtual switch, passt.
     Stream {
@@ -148,7 +150,7 @@ impl Nic {
     /// Ports that it publishes.
     pub fn published(&self) -> &[Published] {
         match &self.network {
-            Network::User { published } => published,
+            Network::User { published, .. } => published,
             Network::Stream { .. } | Network::Datagram { .. } | Network::Bridged { .. } => &[],
         }
     }

@@ -147,8 +147,9 @@ fn from_share(share: pb::Share) -> Result<Share, NameError> {
 
 fn to_nic(nic: &Nic) -> pb::Nic {
     let network = match &nic.network {
-        Network::User { published } => pb::nic::Network::User(pb::UserNetwork {
+        Network::User { published, removable } => pb::nic::Network::User(pb::UserNetwork {
             published: published.iter().map(ToString::to_string).collect(),
+            removable: *removable,
         }),
         Network::Stream { socket } => {
             pb::nic::Network::StreamSocket(socket.to_string_lossy().into_owned())
@@ -166,6 +167,7 @@ fn from_nic(nic: pb::Nic) -> Result<Nic, NicError> {
     let network = match nic.network.ok_or(NicError::NoNetwork(mac))? {
         pb::nic::Network::User(user) => Network::User {
             published: user.published.iter().map(|p| p.parse()).collect::<Result<_, _>>()?,
+            removable: user.removable,
         },
         pb::nic::Network::StreamSocket(path) => Network::Stream { socket: path.into() },
         pb::nic::Network::DatagramSocket(path) => Network::Datagram { socket: path.into() },
@@ -183,7 +185,7 @@ mod tests {
 
     fn nics(ports: &std::collections::BTreeSet<u16>, stream: bool) -> Vec<Nic> {
         let published = ports.iter().map(|port| format!("{port}:{port}/udp").parse().unwrap());
-        let user = Network::User { published: published.collect() };
+        let user = Network::User { published: published.collect(), removable: stream };
         let socket = Network::Stream { socket: "/run/switch.sock".into() };
         let nic = |mac: &str, network| Nic { mac: mac.parse().unwrap(), network };
         let frames = Network::Datagram { socket: "/run/frames.sock".into() };

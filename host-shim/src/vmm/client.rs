@@ -30,7 +30,7 @@ use super::frame::{Decoder, encode};
 use super::{ExitReason, Exited, GuestStream, PROTOCOL, paths};
 use crate::limits::{AT_EXEC, MAX_QUEUED_DIALS, REAP_TIMEOUT, STDERR_TAIL_BYTES};
 use crate::sys::{self, scm};
-use crate::vm::{Description, Disk, Serial, to_disk};
+use crate::vm::{Description, Disk, MacAddress, Serial, to_disk};
 
 /// A running vminit-vmm and the one VM in it.
 #[derive(Debug)]
@@ -201,6 +201,18 @@ impl Vmm {
     pub async fn save(&self, path: &Path) -> Result<(), VmmError> {
         let path = path.as_os_str().as_encoded_bytes().to_vec();
         self.ask(pb::request::Kind::Save(pb::Save { path }), Vec::new()).await.map(drop)
+    }
+
+    /// Gives the running guest one more interface, connected to `tap`.
+    pub async fn attach_tap(&self, mac: MacAddress, tap: OwnedFd) -> Result<(), VmmError> {
+        let attach = pb::AttachTap { mac: mac.to_string() };
+        self.ask(pb::request::Kind::AttachTap(attach), vec![tap]).await.map(drop)
+    }
+
+    /// Takes such an interface, or a removable one, away; returns when the guest has let it go.
+    pub async fn detach_nic(&self, mac: MacAddress) -> Result<(), VmmError> {
+        let detach = pb::DetachNic { mac: mac.to_string() };
+        self.ask(pb::request::Kind::DetachNic(detach), Vec::new()).await.map(drop)
     }
 
     /// Asks the guest to power off, as a button on the case would.

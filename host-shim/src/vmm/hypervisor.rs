@@ -13,7 +13,7 @@ use vminitd_protocol::pb::vminitd::vmm::v1::ErrorCode;
 
 use super::Exited;
 use super::server::Files;
-use crate::vm::{Description, Disk, Serial};
+use crate::vm::{Description, Disk, MacAddress, Serial};
 
 /// Names an order that is answered later, by a [`Fact`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +60,16 @@ pub trait Hypervisor {
 
     /// Takes it away again. Answer: [`Fact::Done`] or [`Fact::Refused`].
     fn detach_disk(&mut self, serial: &Serial, ask: Ask, now: Instant);
+
+    /// Gives the guest one more interface, connected to a tap. Answer: [`Fact::Done`] or [`Fact::Refused`].
+    fn attach_tap(&mut self, _mac: MacAddress, _tap: OwnedFd, _ask: Ask) -> Result<(), Refusal> {
+        Err(Refusal::new(ErrorCode::Invalid, "no interface can be given to a running VM here"))
+    }
+
+    /// Takes one away again. Answer: [`Fact::Done`] or [`Fact::Refused`].
+    fn detach_nic(&mut self, _mac: MacAddress, _ask: Ask, _now: Instant) -> Result<(), Refusal> {
+        Err(Refusal::new(ErrorCode::Invalid, "no interface can be taken from a running VM here"))
+    }
 
     /// Writes the VM's state to a new file. Answer: [`Fact::Done`] or [`Fact::Refused`].
     fn save(&mut self, path: &Path, ask: Ask);

@@ -114,6 +114,20 @@ impl<H: Hypervisor> Life<H> {
                     self.hypervisor.detach_disk(&serial, ask, now);
                 }
             }
+            Order::AttachTap { mac, tap, reply } => {
+                if let Some(ask) = self.ask(reply)
+                    && let Err(refusal) = self.hypervisor.attach_tap(mac, tap, ask)
+                {
+                    self.hear(Fact::Refused { ask, refusal }, now);
+                }
+            }
+            Order::DetachNic { mac, reply } => {
+                if let Some(ask) = self.ask(reply)
+                    && let Err(refusal) = self.hypervisor.detach_nic(mac, ask, now)
+                {
+                    self.hear(Fact::Refused { ask, refusal }, now);
+                }
+            }
             Order::Save { path, reply } => {
                 if let Some(ask) = self.ask(reply) {
                     self.hypervisor.save(&path, ask);

@@ -23,7 +23,7 @@ use super::frame::{Decoder, FrameError, encode};
 use super::{ExitReason, Exited, PROTOCOL};
 use crate::limits::{MAX_QUEUED_DIALS, OUTBOX_MESSAGES};
 use crate::sys::scm;
-use crate::vm::{Description, Disk, Serial, from_disk};
+use crate::vm::{Description, Disk, MacAddress, NicError, Serial, from_disk};
 
 /// Bytes read from the socket at once.
 const READ_BYTES: usize = 16 << 10;
@@ -81,6 +81,22 @@ pub enum Order {
     Save {
         /// Which; absolute.
         path: PathBuf,
+        /// Answer: [`ReplyTo::done`].
+        reply: ReplyTo,
+    },
+    /// Give the guest one more interface.
+    AttachTap {
+        /// How the guest finds it.
+        mac: MacAddress,
+        /// What it is connected to.
+        tap: OwnedFd,
+        /// Answer: [`ReplyTo::done`].
+        reply: ReplyTo,
+    },
+    /// Take an interface away.
+    DetachNic {
+        /// Which.
+        mac: MacAddress,
         /// Answer: [`ReplyTo::done`].
         reply: ReplyTo,
     },
@@ -376,6 +392,11 @@ fn to_order(
                 false => Err((reply, format!("{path:?} is no absolute path"))),
             }
         }
+        Some(pb::request::Kind::AttachTap(attach)) => to_attach_tap(&attach, fds, reply),
+        Some(pb::request::Kind::DetachNic(detach)) => match detach.mac.parse() {
+            Ok(mac) => Ok(Order::DetachNic { mac, reply }),
+            Err(error) => Err((reply, error.to_string())),
+        },
         Some(pb::request::Kind::PowerButton(_)) => Ok(Order::PowerButton(reply)),
         Some(pb::request::Kind::Stop(_)) => Ok(Order::Stop(reply)),
         Some(pb::request::Kind::Kill(_)) => Ok(Order::Kill(reply)),
@@ -427,6 +448,21 @@ fn to_attach(
             let came = more + usize::from(came.is_some());
             Err((reply, format!("an attach with {came} files instead of 1")))
         }
+    }
+}
+
+fn to_attach_tap(
+    attach: &pb::AttachTap,
+    mut fds: Vec<OwnedFd>,
+    reply: ReplyTo,
+) -> Result<Order, (ReplyTo, String)> {
+    let mac = match attach.mac.parse() {
+        Ok(mac) => mac,
+        Err(error) => return Err((reply, NicError::to_string(&error))),
+    };
+    match (fds.pop(), fds.len()) {
+        (Some(tap), 0) => Ok(Order::AttachTap { mac, tap, reply }),
+        _ => Err((reply, "an attach of an interface without its one tap".to_owned())),
     }
 }
 

@@ -294,7 +294,7 @@ fn rosetta(
 
 fn nics(vm: &Description) -> Result<Vec<(MacAddress, Attachment)>, PlanError> {
     let nic = |nic: &crate::vm::Nic| match &nic.network {
-        Network::User { published } if published.is_empty() => Ok((nic.mac, Attachment::Nat)),
+        Network::User { published, .. } if published.is_empty() => Ok((nic.mac, Attachment::Nat)),
         Network::User { .. } => Err(PlanError::Published(nic.mac)),
         Network::Stream { .. } => Err(PlanError::StreamSocket(nic.mac)),
         Network::Datagram { socket } => Ok((nic.mac, Attachment::Frames(socket.clone()))),

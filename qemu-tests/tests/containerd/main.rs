@@ -8,6 +8,7 @@
 //! | `attach` | others who take part in a task |
 //! | `client` | a shim driven by containerd's own client, in Go |
 //! | `blows` | containerd killed between any two calls, the agent killed, a shim told to end under a live task |
+//! | `cni` | interfaces of a task's network namespace |
 //! | `failure` | what dies: shim, VM, containerd |
 //! | `life` | run, exec, kill and what else ctr asks of a task |
 //! | `look` | `vminitctl` on a VM that a shim owns; other snapshotters |
@@ -23,6 +24,7 @@ mod around;
 mod attach;
 mod blows;
 mod client;
+mod cni;
 mod failure;
 mod life;
 mod look;

@@ -27,6 +27,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use host_shim::{chain, external};
+use life::netns::{self, Inside};
 use life::{Settings, Shim, hooks, share};
 use protocol::flags::{self, Flags};
 use protocol::publish::{Publisher, Target};
@@ -100,11 +101,26 @@ fn prepare_and_serve(flags: &Flags) -> io::Result<()> {
         warn!(%error, "no mount namespace of its own; mounts are seen by the host");
     }
     let _lock = hold(&flags.bundle.join(delete::LOCK))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(until_done(flags, listener))?;
+    // The main thread is what the host finds by our pid: it goes into the task's network namespace, and stays there.
+    let (inside, home) = netns::pair();
+    let (flags, ending) = (flags.clone(), inside.clone());
+    let serve = move || {
+        let done = serve_all(&flags, listener, inside);
+        ending.end();
+        done
+    };
+    let serving = std::thread::Builder::new().name("shim".into()).spawn(serve)?;
+    home.stay();
+    serving.join().unwrap_or_else(|_| Err(io::Error::other("the thread that serves panicked")))?;
     if let Some(socket) = socket {
         let _ = std::fs::remove_file(socket);
     }
+    Ok(())
+}
+
+fn serve_all(flags: &Flags, listener: UnixListener, inside: Inside) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(until_done(flags, listener, inside))?;
     runtime.shutdown_background();
     Ok(())
 }
@@ -125,14 +141,14 @@ fn hold(path: &Path) -> io::Result<Flock<File>> {
     Ok(lock)
 }
 
-async fn until_done(flags: &Flags, listener: UnixListener) -> io::Result<()> {
+async fn until_done(flags: &Flags, listener: UnixListener, inside: Inside) -> io::Result<()> {
     let publisher = Publisher::start(Target {
         ttrpc: std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
         address: flags.address.clone(),
         binary: flags.publish_binary.clone(),
     });
     let settings = Settings { namespace: flags.namespace.clone() };
-    let shim = Shim::new(settings, publisher);
+    let shim = Shim::new(settings, publisher, inside);
     let mut terminate = signal(SignalKind::terminate())?;
     // Theirs who share our terminal, if there is one.
     let _interrupts = signal(SignalKind::interrupt())?;

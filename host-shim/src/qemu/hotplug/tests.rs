@@ -15,7 +15,7 @@ fn board() -> &'static Board {
 }
 
 fn hotplug() -> Hotplug<u32> {
-    Hotplug::new(board(), HotplugSlots::try_from(SLOTS).unwrap(), vec![serial("cold")])
+    Hotplug::new(board(), HotplugSlots::try_from(SLOTS).unwrap(), vec![serial("cold")], &[])
 }
 
 fn serial(text: &str) -> Serial {
@@ -149,7 +149,7 @@ fn what_cannot_be_is_refused_by_name() {
         "disk \"cold\" is there for the VM's whole life"
     );
     let mut none: Hotplug<u32> =
-        Hotplug::new(board(), HotplugSlots::try_from(0).unwrap(), Vec::new());
+        Hotplug::new(board(), HotplugSlots::try_from(0).unwrap(), Vec::new(), &[]);
     assert_eq!(
         text(none.attach(disk("a"), 0)),
         "this VM was started without slots for disks to attach"
@@ -213,4 +213,49 @@ proptest! {
         prop_assert_eq!((attached, attached, attached), (taken, qemu.devices.len(), qemu.nodes.len()));
         prop_assert_eq!(qemu.fds.len(), attached);
     }
+}
+
+/// The names of the commands that actions send, and whether somebody was answered.
+fn told(actions: &[Action<u32>]) -> Vec<String> {
+    let tell = |action: &Action<u32>| match action {
+        Action::Send { line, .. } => {
+            let line: Value = serde_json::from_str(line).unwrap();
+            format!("{} {}", line["execute"].as_str().unwrap(), line["arguments"])
+        }
+        Action::Done(_) => "done".to_owned(),
+        Action::Failed { text, .. } => text.clone(),
+    };
+    actions.iter().map(tell).collect()
+}
+
+#[test]
+fn an_interface_comes_on_a_tap_and_one_from_the_start_can_go() {
+    let mac: MacAddress = "52:54:00:00:00:01".parse().unwrap();
+    let mut hotplug: Hotplug<u32> =
+        Hotplug::new(board(), HotplugSlots::try_from(SLOTS).unwrap(), vec![], &[mac]);
+    let tap = || tempfile::tempfile().unwrap().into();
+    let twice = told(&hotplug.attach_tap(mac, tap(), 0));
+    assert_eq!(twice, ["there is an interface 52:54:00:00:00:01 already"]);
+    assert_eq!(told(&hotplug.detach_nic(mac, 1, Instant::now())), ["device_del {\"id\":\"hot2\"}"]);
+    assert_eq!(told(&hotplug.answered(1, Ok(()))), [""; 0]);
+    assert_eq!(told(&hotplug.deleted("hot2")), ["netdev_del {\"id\":\"hot2\"}"]);
+    assert_eq!(told(&hotplug.answered(2, Ok(()))), ["done"]);
+
+    assert_eq!(told(&hotplug.attach_tap(mac, tap(), 2)), ["getfd {\"fdname\":\"hot0\"}"]);
+    let netdev = "netdev_add {\"fd\":\"hot0\",\"id\":\"hot0\",\"type\":\"tap\"}";
+    assert_eq!(told(&hotplug.answered(3, Ok(()))), [netdev]);
+    let device = told(&hotplug.answered(4, Ok(())));
+    assert!(
+        device[0].starts_with("device_add ") && device[0].contains(&mac.to_string()),
+        "{device:?}"
+    );
+    assert_eq!(told(&hotplug.answered(5, Ok(()))), ["done"]);
+
+    let other: MacAddress = "52:54:00:00:00:02".parse().unwrap();
+    hotplug.attach_tap(other, tap(), 3);
+    hotplug.answered(6, Ok(()));
+    let closes = told(&hotplug.answered(7, Err("no".to_owned())));
+    assert_eq!(closes, ["closefd {\"fdname\":\"hot1\"}"]);
+    let failed = told(&hotplug.answered(8, Ok(())));
+    assert_eq!(failed, ["attach interface 52:54:00:00:00:02: no"]);
 }

@@ -6,6 +6,7 @@ pub mod hidden_socket;
 pub mod holes;
 pub mod lone_file;
 pub mod namespaces;
+pub mod tap;
 
 use std::io;
 use std::os::fd::BorrowedFd;

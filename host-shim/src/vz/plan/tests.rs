@@ -38,7 +38,7 @@ fn a_description_is_planned_as_it_is() {
         disks: vec![disk.clone()],
         cmdline,
         hotplug_slots: 0.try_into().unwrap(),
-        ..nic(Network::User { published: Vec::new() })
+        ..nic(Network::User { published: Vec::new(), removable: false })
     };
     let plan = planned(draft, Options::default(), &mac()).unwrap();
     assert_eq!(plan.cmdline, "console=hvc0 quiet panic=-1 loglevel=7 -- -debug");
@@ -74,7 +74,7 @@ fn what_the_framework_has_not_is_refused_by_name() {
     refused(Draft { accelerator: Accelerator::Emulation, ..draft() }, "emulates nothing");
     refused(Draft { guest_cid: Cid::try_from(9).unwrap(), ..draft() }, "cannot be 9");
     let published: Vec<Published> = vec!["8080:80".parse().unwrap()];
-    refused(nic(Network::User { published }), "52:54:00:00:00:01");
+    refused(nic(Network::User { published, removable: false }), "52:54:00:00:00:01");
     refused(nic(Network::Stream { socket: "/s".into() }), "user network");
 }
 
@@ -118,7 +118,10 @@ fn an_interface_is_attached_as_was_wished() {
         let plan = planned(nic(network), Options::default(), &mac()).unwrap();
         plan.nics[0].1.clone()
     };
-    assert_eq!(attached(Network::User { published: Vec::new() }), Attachment::Nat);
+    assert_eq!(
+        attached(Network::User { published: Vec::new(), removable: false }),
+        Attachment::Nat
+    );
     let socket = PathBuf::from("/run/frames.sock");
     assert_eq!(attached(Network::Datagram { socket: socket.clone() }), Attachment::Frames(socket));
     let interface = "en0".to_owned();

@@ -103,7 +103,10 @@ impl Flags {
             "virtio-net" => {
                 known(&["nat", "mac"])?;
                 let mac = needed("mac")?.parse().map_err(|_| "no mac".to_owned())?;
-                self.nics.push(Nic { mac, network: Network::User { published: Vec::new() } });
+                self.nics.push(Nic {
+                    mac,
+                    network: Network::User { published: Vec::new(), removable: false },
+                });
                 Ok(())
             }
             other => Err(format!("unknown device type: {other}")),

@@ -91,6 +91,7 @@ impl Shim {
         };
         let Wish { stdin, stdout, stderr, terminal, .. } = process.wish.clone();
         Ok(StateResponse {
+            pid: self.host_pid(&container.id, &process.exec, state.pid),
             id: container.id.clone(),
             bundle: container.bundle.display().to_string(),
             stdin,
@@ -107,7 +108,8 @@ impl Shim {
         let (container, process) = self.process(&request.id, &request.exec_id)?;
         let sandbox = self.vm()?;
         if process.exec.is_empty() {
-            sandbox.network_is_up().await;
+            let up = self.network.bring_up(&sandbox, &container.bundle).await;
+            up.map_err(|error| Failure::failed(&error))?;
         }
         process.stdio().begin_input().map_err(|error| Failure::failed(&error))?;
         for _ in 0..TRIES {
@@ -142,7 +144,7 @@ impl Shim {
                     first
                 });
             }
-            return Ok(StartResponse { pid });
+            return Ok(StartResponse { pid: self.host_pid(&request.id, &request.exec_id, pid) });
         }
         Err(Failure::Failed(format!("the guest's agent was lost {TRIES} times meanwhile")))
     }
@@ -258,7 +260,8 @@ impl Shim {
             process.stdio().ended().await;
             self.leave_to_guest(request);
             self.forget(&container).await?;
-            let deleted = of(&process, exit);
+            let mut deleted = of(&process, exit);
+            deleted.pid = self.host_pid(&container.id, "", deleted.pid);
             self.publish_delete(&container.id, &deleted);
             return Ok(deleted);
         }
@@ -271,13 +274,14 @@ impl Shim {
             }
             Err(error) => return Err(error),
         };
+        let pid = self.host_pid(&container.id, &process.exec, deleted.pid);
         process.stdio().ended().await;
         if process.exec.is_empty() {
             self.forget(&container).await?;
         } else {
             container.remove(&process.exec);
         }
-        Ok(deleted)
+        Ok(DeleteResponse { pid, ..deleted })
     }
 
     async fn delete_in_guest(&self, request: DeleteRequest) -> Result<DeleteResponse, Failure> {
@@ -321,7 +325,9 @@ impl Shim {
 
     /// The call. An unknown container is no error.
     pub fn connect(&self, request: &ConnectRequest) -> ConnectResponse {
-        let task_pid = self.container(&request.id).map_or(0, |container| container.init.pid());
+        let task_pid = self
+            .container(&request.id)
+            .map_or(0, |container| self.host_pid(&container.id, "", container.init.pid()));
         let version = env!("CARGO_PKG_VERSION").to_owned();
         ConnectResponse { shim_pid: std::process::id(), task_pid, version }
     }

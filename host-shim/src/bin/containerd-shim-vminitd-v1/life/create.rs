@@ -27,6 +27,7 @@ use vminitd_protocol::pb::vminitd::options::v1::Options;
 use super::events;
 use super::failure::Failure;
 use super::hooks::{HookError, Hooks};
+use super::network::{self, NetworkChoice};
 use super::options;
 use super::process::{Container, Process};
 use super::rootfs::{Image, Rootfs, on_disks};
@@ -120,9 +121,25 @@ impl Shim {
             let size = size::size(config, options, cpus)
                 .map_err(|error| Failure::Invalid(chain(&error)))?;
             info!(memory_mib = size.memory.mebibytes(), cpus = size.cpus, "booting a VM");
+            let network =
+                network::choice(config).map_err(|error| Failure::Invalid(chain(&error)))?;
+            let user_network = self.network.enter(config, &network).await;
+            let user_network = user_network.map_err(|error| Failure::failed(&error))?;
+            self.made_for(&request.id);
             let attach = Arc::new(Participants(Arc::downgrade(self)));
             let (id, images) = (request.id.as_str(), &images);
-            let wish = Wish { bundle, id, config, options, size, images, share, attach };
+            let wish = Wish {
+                bundle,
+                id,
+                config,
+                options,
+                size,
+                images,
+                share,
+                attach,
+                network,
+                user_network,
+            };
             let sandbox = Sandbox::boot(wish).await.map_err(|error| Failure::failed(&error))?;
             Ok::<_, Failure>(Arc::new(sandbox))
         };
@@ -178,7 +195,9 @@ impl Shim {
             _ => root.into_iter().map(bind_mount).collect(),
         };
         let pids: Vec<u32> = self.containers().iter().map(|other| other.init.pid()).collect();
-        let around = Around { pids: &pids, network: sandbox.network, placeless: &placeless };
+        let holder = self.first_pid().map(|pid| (std::process::id(), pid));
+        let network = sandbox.network != NetworkChoice::None;
+        let around = Around { pids: &pids, holder, network, placeless: &placeless };
         spec::change(config, &places, around);
         Ok(Placed { mounts, disks: given.disks, files: given.files, hooks: given.hooks })
     }
@@ -220,7 +239,7 @@ impl Shim {
             let create = Making { bundle: &bundle, uris, options: request.options.clone() };
             if let Some(pid) = create.make(sandbox, &container, &placed.mounts).await? {
                 container.init.set_pid(pid);
-                return Ok(CreateTaskResponse { pid });
+                return Ok(CreateTaskResponse { pid: self.host_pid(&request.id, "", pid) });
             }
         }
         Err(Failure::Failed(format!("the guest's agent was lost {TRIES} times meanwhile")))

@@ -19,11 +19,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 use ttrpc::Code;
-use vminitd_protocol::pb::containerd::events::{TaskCreate, TaskDelete, TaskExit, TaskIo};
+use vminitd_protocol::pb::containerd::events::{
+    TaskCreate, TaskDelete, TaskExit, TaskIo, TaskStart,
+};
 use vminitd_protocol::pb::containerd::task::v3::DeleteResponse;
 use vminitd_protocol::pb::containerd::types::Envelope;
 use vminitd_protocol::pb::google::protobuf::{Any, Empty, Timestamp};
-use vminitd_protocol::topics::{TASK_CREATE, TASK_DELETE, TASK_EXIT};
+use vminitd_protocol::topics::{TASK_CREATE, TASK_DELETE, TASK_EXIT, TASK_START};
 
 use super::process::{Container, Process, lock};
 use super::sandbox::{Sandbox, tell_tail};
@@ -149,7 +151,7 @@ impl Shim {
         let event = TaskExit {
             container_id: container.id.clone(),
             id: id.clone(),
-            pid: exit.pid,
+            pid: self.host_pid(&container.id, &process.exec, exit.pid),
             exit_status: exit.status,
             exited_at: Some(exited_at),
             ..Default::default()
@@ -179,8 +181,28 @@ async fn pass_lane(shim: Arc<Shim>, id: String, mut events: mpsc::UnboundedRecei
                 }
             }
             (Some(container), TASK_CREATE) => {
-                let any =
-                    TaskCreate::decode(&*any.value).map_or(any, |told| created(container, told));
+                let pid = |pid| shim.host_pid(&container.id, "", pid);
+                let any = TaskCreate::decode(&*any.value).map_or(any, |told| {
+                    created(container, TaskCreate { pid: pid(told.pid), ..told })
+                });
+                shim.publish(&event.topic, any, event.timestamp);
+            }
+            (Some(container), TASK_START) => {
+                let pid = |pid| shim.host_pid(&container.id, "", pid);
+                let any = TaskStart::decode(&*any.value).map_or(any, |told| {
+                    super::events::any(
+                        "containerd.events.TaskStart",
+                        &TaskStart { pid: pid(told.pid), ..told },
+                    )
+                });
+                shim.publish(&event.topic, any, event.timestamp);
+            }
+            (Some(container), TASK_DELETE) => {
+                let any = TaskDelete::decode(&*any.value).map_or(any, |told| {
+                    let exec = if told.id == container.id { "" } else { told.id.as_str() };
+                    let pid = shim.host_pid(&container.id, exec, told.pid);
+                    super::events::any("containerd.events.TaskDelete", &TaskDelete { pid, ..told })
+                });
                 shim.publish(&event.topic, any, event.timestamp);
             }
             _ => shim.publish(&event.topic, any, event.timestamp),
@@ -272,7 +294,7 @@ mod tests {
 
     #[test]
     fn every_event_tells_its_container_and_the_inits_delete_is_the_last() {
-        use vminitd_protocol::pb::containerd::events::{TaskDelete, TaskOom};
+        use vminitd_protocol::pb::containerd::events::TaskOom;
         let oom = any("containerd.events.TaskOOM", &TaskOom { container_id: "c1".into() });
         assert_eq!(container_of(&oom).as_deref(), Some("c1"));
         let delete = |id: &str| {

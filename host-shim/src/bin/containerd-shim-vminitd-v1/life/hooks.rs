@@ -2,7 +2,7 @@
 //! specification): `prestart`, `createRuntime`, `poststart`, `poststop`. The others run in the guest.
 //!
 //! A hook is told a pid by which it finds the container's namespaces. The container's own are in the guest, so the pid is
-//! that of a process which holds the network namespace of the pod, or a new one where the config has none.
+//! that of a process which holds the network namespace of the config, or else the one in which the shim's main thread is.
 //! Owns: that process. Promises: a hook that fails before the start fails the Create with its own words; one after it is
 //! told to the log; each has its timeout. Never: runs a hook in the guest.
 
@@ -77,7 +77,8 @@ impl Hooks {
         if !any {
             return Ok(None);
         }
-        let holder = hold(network(config)).map_err(HookError::Hold)?;
+        let ours = || format!("/proc/{}/ns/net", std::process::id()).into();
+        let holder = hold(network(config).unwrap_or_else(ours)).map_err(HookError::Hold)?;
         let state = json!({
             "ociVersion": config["ociVersion"], "id": id, "pid": holder.id(), "bundle": bundle,
             "annotations": config["annotations"],
@@ -115,8 +116,8 @@ fn network(config: &Value) -> Option<PathBuf> {
     network["path"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-fn hold(network: Option<PathBuf>) -> io::Result<Child> {
-    let network = network.map(File::open).transpose()?;
+fn hold(network: PathBuf) -> io::Result<Child> {
+    let network = Some(File::open(network)?);
     let mut command = std::process::Command::new(std::env::current_exe()?);
     command.arg(HOLD).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     in_network(&mut command, network.map(Into::into));

@@ -17,8 +17,12 @@ mod events;
 pub mod failure;
 pub mod hooks;
 #[cfg(target_os = "linux")]
+mod interfaces;
+#[cfg(target_os = "linux")]
 mod layers;
 mod logger;
+pub mod netns;
+mod network;
 mod options;
 // Where tests run, its own are among them.
 #[cfg(any(not(target_os = "linux"), test))]
@@ -35,6 +39,8 @@ mod spec;
 mod stdio;
 mod tap;
 
+#[cfg(target_os = "linux")]
+pub use interfaces::give_back;
 #[cfg(not(target_os = "linux"))]
 pub use plain_share as share;
 pub use shim::{Settings, Shim};

@@ -25,7 +25,7 @@ use host_shim::machine::{BootError, BootOptions, DiskError, Exited, Machine};
 use host_shim::socket_path;
 use host_shim::vm::{
     Accelerator, Arch, CmdlineError, Description, DescriptionError, Disk, Draft, NameError,
-    NicError, Published, Serial, Share,
+    Published, Serial, Share,
 };
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
@@ -38,6 +38,7 @@ use vminitd_protocol::pb::vminitd::v1::WaitNetworkRequest;
 
 use super::around::{self, AroundError};
 use super::cgroup::Cgroup;
+use super::network::NetworkChoice;
 use super::rootfs::Image;
 use super::share::{GUEST_SHARE, MountError, ShareRoot, TAG};
 use super::size::{Size, SizeError};
@@ -66,8 +67,10 @@ pub struct Sandbox {
     pub guest: SteadyGuest,
     /// Absent in a VM that needs none of the host's directories.
     pub share: Option<ShareRoot>,
-    /// Whether containers have the VM's network.
-    pub network: bool,
+    /// What the network is to be.
+    pub network: NetworkChoice,
+    /// QEMU's user network is there from the start.
+    pub user_network: bool,
     /// The container's id, for who asks by ctl.sock; set when it was started.
     pub started: watch::Sender<Option<String>>,
     disks: AtomicU32,
@@ -104,6 +107,10 @@ pub struct Wish<'a> {
     pub share: bool,
     /// Who lets others take part in what a container says.
     pub attach: Arc<dyn Attach>,
+    /// What the network is to be.
+    pub network: NetworkChoice,
+    /// The ports of the user network, if it is to be there from the start.
+    pub user_network: Option<Vec<Published>>,
 }
 
 /// There is no VM.
@@ -130,12 +137,6 @@ pub enum SandboxError {
     /// The program itself cannot be found.
     #[error("find this program")]
     Vmm(#[source] std::io::Error),
-    /// `io.vminitd.network`.
-    #[error("io.vminitd.network: {0:?} is none; give user or none")]
-    Network(String),
-    /// A port to publish.
-    #[error("io.vminitd.publish")]
-    Publish(#[from] NicError),
     /// What annotations put around it.
     #[error(transparent)]
     Around(#[from] AroundError),
@@ -219,13 +220,14 @@ impl Sandbox {
         let (started, is_started) = watch::channel(None);
         let control = listen(&wish, machine.clone(), is_started).map_err(SandboxError::Control)?;
         let disks = AtomicU32::new(u32::try_from(wish.images.len()).unwrap_or(u32::MAX));
-        let network = network(wish.config)?.is_some();
-        let network_up = promise(network_settles(guest.clone(), network));
+        let (network, user_network) = (wish.network, wish.user_network.is_some());
+        let network_up = promise(network_settles(guest.clone(), user_network));
         Ok(Self {
             machine,
             guest,
             share,
             network,
+            user_network,
             started,
             disks,
             control,
@@ -351,8 +353,8 @@ fn describe(
     };
     let mut cmdline = said("io.vminitd.append", &wish.options.append).unwrap_or_default();
     let mut nics = Vec::new();
-    if let Some(published) = network(wish.config)? {
-        nics.push(user_network::nic(published));
+    if let Some(published) = &wish.user_network {
+        nics.push(user_network::nic(published.clone(), true));
         cmdline = format!("{} {cmdline}", user_network::word());
     }
     let mut disks: Vec<Disk> = wish.images.iter().enumerate().map(disk).collect();
@@ -387,19 +389,6 @@ fn describe(
         options: Default::default(),
     };
     Ok(Description::try_from(draft)?)
-}
-
-/// The ports to publish, if there is to be a network.
-fn network(config: &Value) -> Result<Option<Vec<Published>>, SandboxError> {
-    let annotation = |name: &str| config["annotations"][name].as_str();
-    match annotation("io.vminitd.network") {
-        None | Some("user") => {}
-        Some("none") => return Ok(None),
-        Some(other) => return Err(SandboxError::Network(other.to_owned())),
-    }
-    let published = annotation("io.vminitd.publish").unwrap_or_default().split(',');
-    let published = published.map(str::trim).filter(|port| !port.is_empty()).map(str::parse);
-    Ok(Some(published.collect::<Result<_, NicError>>()?))
 }
 
 /// A VM's name for people: of the id as much as a name can have.

@@ -4,7 +4,7 @@
 //! when the shim ends, so does the VM. Never: holds a lock across an await.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OnceCell, watch};
@@ -14,6 +14,8 @@ use vminitd_protocol::pb::containerd::task::v3::{DeleteRequest, KillRequest, Shu
 
 use super::events::Lanes;
 use super::failure::Failure;
+use super::netns::Inside;
+use super::network::TaskNetwork;
 use super::process::{Container, Process, lock};
 use super::sandbox::Sandbox;
 use crate::protocol::publish::Publisher;
@@ -53,8 +55,12 @@ pub struct Shim {
     pub lanes: Lanes,
     /// The VM, once there is one.
     pub sandbox: OnceCell<Arc<Sandbox>>,
+    /// The network of its tasks, on the host.
+    pub network: TaskNetwork,
     /// Why there is no VM any more.
     pub ended: watch::Sender<Option<String>>,
+    /// The container that the VM was made for.
+    first: OnceLock<String>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Ids whose Create is under way.
     reserved: Mutex<HashSet<String>>,
@@ -91,12 +97,14 @@ impl Drop for Left {
 
 impl Shim {
     /// One that serves nothing yet.
-    pub fn new(settings: Settings, publisher: Publisher) -> Arc<Self> {
+    pub fn new(settings: Settings, publisher: Publisher, inside: Inside) -> Arc<Self> {
         Arc::new(Self {
             settings,
             publisher,
             lanes: Lanes::default(),
             sandbox: OnceCell::new(),
+            network: TaskNetwork::new(inside),
+            first: OnceLock::new(),
             ended: watch::Sender::new(None),
             containers: Mutex::default(),
             reserved: Mutex::default(),
@@ -154,6 +162,24 @@ impl Shim {
         let container = self.container(id)?;
         let process = container.process(exec);
         Ok((container, process.ok_or_else(|| Failure::NoProcess(exec.to_owned()))?))
+    }
+
+    /// Notes for which container the VM is made.
+    pub fn made_for(&self, id: &str) {
+        let _ = self.first.set(id.to_owned());
+    }
+
+    /// The pid by which containerd knows a process, of which `pid` is the guest's: of the init for which the VM was made
+    /// it is the shim's, whose network namespace is the task's. CNI plugins and hooks find that by it.
+    pub fn host_pid(&self, id: &str, exec: &str, pid: u32) -> u32 {
+        let inits = exec.is_empty() && self.first.get().is_some_and(|first| first == id);
+        if inits && pid != 0 { std::process::id() } else { pid }
+    }
+
+    /// The guest's pid of that init.
+    pub fn first_pid(&self) -> Option<u32> {
+        let container = self.container(self.first.get()?).ok()?;
+        Some(container.init.pid()).filter(|pid| *pid != 0)
     }
 
     /// The VM; a container whose VM is not there is none.
@@ -231,6 +257,7 @@ impl Shim {
             self.stopping.send_replace(true);
             let ended = async {
                 sandbox.machine.kill().await;
+                self.network.disconnect().await;
                 // Before the wait for containerd's ear: it may take the bundle, which names the cgroups, away meanwhile.
                 sandbox.cgroup.leave();
             };

@@ -42,6 +42,8 @@ pub struct Bind {
 pub struct Around<'a> {
     /// Pids of the guest that containerd knows: the containers' of this VM.
     pub pids: &'a [u32],
+    /// The pid by which containerd knows the init that the VM was made for, and the guest's for it.
+    pub holder: Option<(u32, u32)>,
     /// Whether containers have the VM's network.
     pub network: bool,
     /// Files that the root filesystem has no place for: it cannot be written, and they are not there.
@@ -114,8 +116,14 @@ fn keep(namespace: &mut Value, around: Around<'_>) -> bool {
         return false;
     }
     let Some(path) = namespace["path"].as_str() else { return true };
-    let mut parts = path.strip_prefix("/proc/").unwrap_or_default().split('/');
+    let mut parts = path.strip_prefix("/proc/").unwrap_or_default().splitn(2, '/');
     let pid = parts.next().and_then(|pid| pid.parse().ok());
+    if let (Some((host, guest)), Some(rest)) = (around.holder, parts.next())
+        && pid == Some(host)
+    {
+        namespace["path"] = format!("/proc/{guest}/{rest}").into();
+        return true;
+    }
     if !pid.is_some_and(|pid| around.pids.contains(&pid)) {
         namespace.as_object_mut().map(|namespace| namespace.remove("path"));
     }
@@ -137,7 +145,8 @@ mod tests {
         config
     }
 
-    const ALONE: Around<'static> = Around { pids: &[], network: false, placeless: &[] };
+    const ALONE: Around<'static> =
+        Around { pids: &[], holder: None, network: false, placeless: &[] };
 
     #[test]
     fn only_what_is_bound_from_the_host_is_to_be_had_in_the_guest() {
@@ -173,16 +182,19 @@ mod tests {
             { "type": "ipc", "path": "/proc/41/ns/ipc" },
             { "type": "uts", "path": "/proc/1/ns/uts" },
             { "type": "network", "path": "/run/netns/cni-1" },
+            { "type": "pid", "path": "/proc/7001/ns/pid" },
         ]}});
-        let got = changed(config.clone(), Around { pids: &[41], ..ALONE });
+        let around = Around { pids: &[41], holder: Some((7001, 39)), ..ALONE };
+        let got = changed(config.clone(), around);
         let expected = json!([
             { "type": "pid" }, { "type": "ipc", "path": "/proc/41/ns/ipc" }, { "type": "uts" }, { "type": "network" },
+            { "type": "pid", "path": "/proc/39/ns/pid" },
         ]);
         assert_eq!(got["linux"]["namespaces"], expected);
         assert_eq!(got["linux"].get("cgroupsPath"), None);
-        let around = Around { pids: &[41], network: true, placeless: &[] };
+        let around = Around { network: true, ..around };
         let got = changed(config.clone(), around);
-        assert_eq!(got["linux"]["namespaces"].as_array().unwrap().len(), 3);
+        assert_eq!(got["linux"]["namespaces"].as_array().unwrap().len(), 4);
         assert_eq!(got["mounts"][0]["source"], "/etc/resolv.conf");
         let got = changed(config, Around { placeless: &FILES, ..around });
         assert_eq!(got["mounts"], json!([]));

@@ -19,6 +19,8 @@ use vminitd_protocol::pb::google::protobuf::Timestamp;
 pub const LOCK: &str = "shim.pid";
 /// Directories of cgroups that go with the shim, a line each.
 pub const CGROUPS: &str = "shim.cgroups";
+/// What of a network namespace was redirected.
+const NETWORK: &str = "shim.network.json";
 /// How the container ended.
 const EXIT: &str = "shim.exit.json";
 
@@ -48,6 +50,8 @@ pub fn delete(bundle: &Path) -> Vec<u8> {
     if bundle.join(LOCK).exists() {
         let _ = remove_socket(bundle);
     }
+    #[cfg(target_os = "linux")]
+    let _ = restore_network(bundle);
     remove_cgroups(bundle);
     let recorded = std::fs::read(bundle.join(EXIT)).ok();
     let exit = recorded.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_else(killed);
@@ -59,6 +63,28 @@ pub fn delete(bundle: &Path) -> Vec<u8> {
 /// Keeps an exit for a `delete` that finds no shim.
 pub fn record(bundle: &Path, exit: Exit) -> io::Result<()> {
     std::fs::write(bundle.join(EXIT), serde_json::to_vec(&exit)?)
+}
+
+/// Interfaces of a network namespace whose packets go to a VM.
+#[derive(Debug, Serialize, Deserialize)]
+struct Redirected {
+    namespace: PathBuf,
+    links: Vec<u32>,
+}
+
+/// Keeps what is to be undone for a `delete` that finds no shim.
+pub fn record_network(bundle: &Path, namespace: &Path, links: &[u32]) -> io::Result<()> {
+    let redirected = Redirected { namespace: namespace.to_owned(), links: links.to_owned() };
+    std::fs::write(bundle.join(NETWORK), serde_json::to_vec(&redirected)?)
+}
+
+/// The taps are gone with their VM; what leads to them goes here. This process stays in the namespace: it is about to end.
+#[cfg(target_os = "linux")]
+fn restore_network(bundle: &Path) -> io::Result<()> {
+    let Redirected { namespace, links } =
+        serde_json::from_slice(&std::fs::read(bundle.join(NETWORK))?)?;
+    nix::sched::setns(std::fs::File::open(namespace)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    crate::life::give_back(&links)
 }
 
 /// The exit of what was killed just now.

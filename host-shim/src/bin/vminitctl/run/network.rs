@@ -23,7 +23,7 @@ pub fn wanted(args: &RunArgs) -> Result<bool, RunError> {
 
 /// The VM's interfaces.
 pub fn nics(args: &RunArgs, wanted: bool) -> Vec<Nic> {
-    wanted.then(|| user_network::nic(args.publish.clone())).into_iter().collect()
+    wanted.then(|| user_network::nic(args.publish.clone(), false)).into_iter().collect()
 }
 
 /// Words for the guest's command line.
