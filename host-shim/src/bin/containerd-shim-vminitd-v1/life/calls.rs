@@ -57,13 +57,23 @@ macro_rules! pass_on {
 
 impl Shim {
     pass_on! {
-        pids: PidsRequest -> PidsResponse;
         pause: PauseRequest -> vminitd_protocol::pb::google::protobuf::Empty;
         resume: ResumeRequest -> vminitd_protocol::pb::google::protobuf::Empty;
         checkpoint: CheckpointTaskRequest -> vminitd_protocol::pb::google::protobuf::Empty;
         resize_pty: ResizePtyRequest -> vminitd_protocol::pb::google::protobuf::Empty;
         update: UpdateTaskRequest -> vminitd_protocol::pb::google::protobuf::Empty;
         stats: StatsRequest -> StatsResponse;
+    }
+
+    /// The call. The init is in the answer under the pid by which containerd knows it.
+    pub async fn pids(self: &Arc<Self>, request: PidsRequest) -> Result<PidsResponse, Failure> {
+        let container = self.container(&request.id)?;
+        let mut answer: PidsResponse = ask!(self, pids, request)?;
+        let init = container.init.pid();
+        for process in answer.processes.iter_mut().filter(|process| process.pid == init) {
+            process.pid = self.host_pid(&container.id, "", init);
+        }
+        Ok(answer)
     }
 
     /// Waits until it is known how the VM ended; says it.
