@@ -37,6 +37,10 @@ const CHUNK: usize = 32 << 10;
 /// How long output may make no progress until what waits for it goes on without.
 const STUCK: Duration = Duration::from_secs(10);
 
+/// How long the end of an output is not told while nobody can read what lies in its FIFO. A client opens its end beside
+/// its calls, and one that is not open when Delete is answered is given up, with all that was written for it.
+const READER_GRACE: Duration = Duration::from_secs(1);
+
 /// Between two looks at a FIFO that nobody reads.
 const READER_PAUSE: Duration = Duration::from_millis(100);
 
@@ -425,14 +429,7 @@ async fn pump_output(
     }
     drop(buffer);
     match to {
-        Sink::Fifo { fifo, path } => {
-            let writer = pipe::OpenOptions::new().open_sender(&path);
-            drop(fifo);
-            progress.send_modify(|progress| progress.ended = true);
-            if let Ok(writer) = writer {
-                until_readable(&writer).await;
-            }
-        }
+        Sink::Fifo { fifo, path } => end_fifo(fifo, &path, &progress).await,
         Sink::Program(_) => {
             progress.send_modify(|progress| progress.ended = true);
         }
@@ -440,6 +437,19 @@ async fn pump_output(
             let _ = file.flush().await;
             progress.send_modify(|progress| progress.ended = true);
         }
+    }
+}
+
+/// Tells that an output has ended, and closes its FIFO as soon as that loses nothing.
+async fn end_fifo(fifo: pipe::Sender, path: &Path, progress: &watch::Sender<Progress>) {
+    let writer = pipe::OpenOptions::new().open_sender(path).ok();
+    drop(fifo);
+    if let Some(writer) = &writer {
+        let _ = timeout(READER_GRACE, until_readable(writer)).await;
+    }
+    progress.send_modify(|progress| progress.ended = true);
+    if let Some(writer) = &writer {
+        until_readable(writer).await;
     }
 }
 
@@ -492,6 +502,39 @@ mod tests {
             assert!(end.is_err(), "a client that leaves is no end");
             drop(held);
             assert_eq!(input.read(&mut got).await.unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn end_of_an_output_is_told_when_a_late_reader_has_come() {
+        block_on(async {
+            let (_directory, path) = fifo();
+            let mut ours = open_both(&path).unwrap();
+            ours.write_all(b"last words").await.unwrap();
+            let (sender, mut progress) = watch::channel(Progress::default());
+            let end = end_fifo(ours, &path, &sender);
+            let late = async {
+                sleep(READER_PAUSE * 2).await;
+                assert!(!progress.borrow_and_update().ended, "nobody could have read it");
+                let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+                let told = progress.wait_for(|progress| progress.ended);
+                timeout(READER_GRACE / 2, told).await.unwrap().unwrap();
+                let mut got = String::new();
+                reader.read_to_string(&mut got).await.unwrap();
+                got
+            };
+            let ((), got) = tokio::join!(end, late);
+            assert_eq!(got, "last words");
+
+            // One that never comes holds nobody up for long.
+            let mut ours = open_both(&path).unwrap();
+            ours.write_all(b"last words").await.unwrap();
+            let (sender, mut progress) = watch::channel(Progress::default());
+            let told = progress.wait_for(|progress| progress.ended);
+            tokio::select! {
+                () = end_fifo(ours, &path, &sender) => panic!("it would be lost"),
+                told = timeout(STUCK, told) => drop(told.unwrap().unwrap()),
+            }
         });
     }
 
