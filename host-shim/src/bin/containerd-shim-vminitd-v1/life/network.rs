@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 use host_shim::chain;
 use host_shim::container::user_network;
 use host_shim::guest::{CallError, Guest, unlimited};
-use host_shim::limits::MAX_NICS;
 use host_shim::machine::VmmError;
 use host_shim::vm::{NicError, Published};
 use serde_json::Value;
@@ -92,6 +91,7 @@ pub enum NetworkError {
     #[error("enter the network namespace of the task")]
     Enter(#[source] io::Error),
     /// CNI made something else.
+    #[cfg(target_os = "linux")]
     #[error(
         "interface {name} of the task's network namespace is {what}; only Ethernet ones can be connected to a VM: veth, macvlan, ipvlan or hardware"
     )]
@@ -102,7 +102,11 @@ pub enum NetworkError {
         what: String,
     },
     /// It made too much.
-    #[error("{0} interfaces in the task's network namespace are more than {MAX_NICS}")]
+    #[cfg(target_os = "linux")]
+    #[error(
+        "{0} interfaces in the task's network namespace are more than {most}",
+        most = host_shim::limits::MAX_NICS
+    )]
     TooMany(usize),
     /// It made nothing.
     #[error("io.vminitd.network is cni, and the task's network namespace has no interface")]
