@@ -34,6 +34,7 @@ pub mod machine;
 #[cfg(target_os = "linux")]
 pub mod qemu;
 pub mod socket_path;
+pub(crate) mod stderr;
 pub mod sys;
 #[cfg(target_os = "linux")]
 pub mod virtiofs;

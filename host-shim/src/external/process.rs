@@ -3,21 +3,20 @@
 //! that do not say otherwise); a signal never meets a recycled pid, since only this reaps.
 
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::limits::STDERR_TAIL_BYTES;
+use crate::stderr::Tail;
 use crate::sys::own_terminal;
 
 /// A running program.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    stderr: Arc<Mutex<Vec<u8>>>,
+    stderr: Tail,
     /// Reads stderr to its end; taken when it is waited for.
     reader: Option<JoinHandle<()>>,
     /// Our end of its terminal.
@@ -37,11 +36,11 @@ impl Process {
         command.args(arguments).stdout(console).stderr(Stdio::piped());
         let terminal = own_terminal::give(&mut command)?;
         let mut child = command.spawn()?;
-        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let stderr = Tail::default();
         let (pipe, tail) = (child.stderr.take(), stderr.clone());
         let read = move || {
             if let Some(pipe) = pipe {
-                keep_tail(pipe, &tail);
+                tail.follow(pipe);
             }
             ended();
         };
@@ -70,8 +69,7 @@ impl Process {
             // A panic of the thread has been printed by it.
             let _ = reader.join();
         }
-        let said = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        let said = self.stderr.text();
         match status {
             Ok(status) if said.is_empty() => (status.success(), status.to_string()),
             Ok(status) => (status.success(), format!("{status}: {said}")),
@@ -84,22 +82,5 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         let _ = self.child.wait();
-    }
-}
-
-fn keep_tail(mut pipe: impl Read, tail: &Mutex<Vec<u8>>) {
-    let mut buffer = [0; 1024];
-    loop {
-        match pipe.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(read) => {
-                let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-                tail.extend_from_slice(&buffer[..read]);
-                let excess = tail.len().saturating_sub(STDERR_TAIL_BYTES);
-                tail.drain(..excess);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
     }
 }

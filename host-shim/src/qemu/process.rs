@@ -3,18 +3,17 @@
 //! meets a recycled pid, since only the owner of this reaps.
 //! Never: outlives the thread that started it.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use crate::limits::STDERR_TAIL_BYTES;
+use crate::stderr::Tail;
 use crate::sys::child;
 
 /// A running child.
@@ -22,7 +21,7 @@ use crate::sys::child;
 pub struct Process {
     name: String,
     child: Child,
-    stderr: Arc<Mutex<Vec<u8>>>,
+    stderr: Tail,
     /// Reads stderr and waits for the end; taken by [`Process::reap`].
     watcher: Option<JoinHandle<()>>,
 }
@@ -42,13 +41,13 @@ impl Process {
             command.env("PATH", path);
         }
         let mut child = child::spawn(command, fds)?;
-        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let stderr = Tail::default();
         let (pipe, tail) = (child.stderr.take(), stderr.clone());
         let pid = Pid::from_raw(child.id().cast_signed());
         let watcher =
             std::thread::Builder::new().name(name.clone()).stack_size(64 << 10).spawn(move || {
                 if let Some(pipe) = pipe {
-                    keep_tail(pipe, &tail);
+                    tail.follow(pipe);
                 }
                 // Not reaped here: until its owner does, nobody else gets the pid.
                 let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
@@ -88,7 +87,7 @@ impl Process {
             // A panic of the thread has been printed by it.
             let _ = watcher.join();
         }
-        let said = self.said();
+        let said = self.stderr.text();
         let how = match status {
             Ok(status) => describe(status),
             Err(error) => format!("could not be waited for: {error}"),
@@ -102,12 +101,6 @@ impl Process {
     /// True when it has ended with status 0; call it after `ended`.
     pub fn succeeded(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(status)) if status.success())
-    }
-
-    /// The end of what it wrote to stderr.
-    fn said(&self) -> String {
-        let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&stderr).trim().to_owned()
     }
 }
 
@@ -126,28 +119,12 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn keep_tail(mut pipe: impl Read, tail: &Mutex<Vec<u8>>) {
-    let mut buffer = [0; 1024];
-    loop {
-        match pipe.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(read) => {
-                let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-                tail.extend_from_slice(&buffer[..read]);
-                let excess = tail.len().saturating_sub(STDERR_TAIL_BYTES);
-                tail.drain(..excess);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+    use crate::limits::STDERR_TAIL_BYTES;
 
     fn run(script: &str) -> String {
         let (sender, ended) = channel();

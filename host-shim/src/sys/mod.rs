@@ -4,6 +4,7 @@
 
 pub mod frames;
 pub mod inherited;
+pub mod numbered;
 pub mod own_terminal;
 pub mod scm;
 pub mod terminal;

@@ -4,9 +4,11 @@
 //! that lives as long as the child may.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+
+use crate::sys::numbered::check;
 
 /// Starts `command`. The child inherits `fds` under the numbers they have here and nothing else beside stdio, can
 /// gain no privileges, and is killed when the calling thread ends (close_range(2) needs Linux 5.11).
@@ -19,34 +21,11 @@ pub fn spawn(command: &mut Command, fds: &[BorrowedFd<'_>]) -> io::Result<Child>
     command.spawn()
 }
 
-/// Lets `command` have `fds` as its descriptors 3, 4 and so on, and no others beside stdio.
-pub fn numbered(command: &mut Command, fds: Vec<OwnedFd>) {
-    // Out of the way of the numbers that they are to get, so that none is overwritten before its turn.
-    let above = 3 + fds.len() as RawFd;
-    let high = move |fd: OwnedFd| -> io::Result<OwnedFd> {
-        // SAFETY: plain numbers; the fd is owned.
-        let moved = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
-        check(moved)?;
-        // SAFETY: fcntl has just made it, and nothing else has its number.
-        Ok(unsafe { OwnedFd::from_raw_fd(moved) })
-    };
-    let fds: io::Result<Vec<OwnedFd>> = fds.into_iter().map(high).collect();
-    let place = move || {
-        let Ok(fds) = &fds else { return Err(io::Error::from_raw_os_error(libc::EMFILE)) };
-        // SAFETY: changes flags of this process's descriptors only.
-        check(unsafe {
-            libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32)
-        })?;
-        for (fd, number) in fds.iter().zip(3..) {
-            // What std keeps for itself, to tell of a failed exec, may have the number: it is marked like all others, and
-            // a failure is then told as an end without a word.
-            // SAFETY: plain numbers; the fd is owned by this closure, and the copy has no close-on-exec flag.
-            check(unsafe { libc::dup2(fd.as_raw_fd(), number) })?;
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes system calls only: it neither allocates nor locks.
-    unsafe { command.pre_exec(place) };
+/// In a child, before it executes a program: nothing above its stdio goes along. Marked, not closed: std tells its
+/// parent of a failed exec through a descriptor of its own.
+pub(in crate::sys) fn let_none_through() -> io::Result<()> {
+    // SAFETY: changes flags of this process's descriptors only.
+    check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) })
 }
 
 fn before_exec(keep: &[RawFd], parent: u32) -> io::Result<()> {
@@ -62,9 +41,7 @@ fn before_exec(keep: &[RawFd], parent: u32) -> io::Result<()> {
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a value that lives through the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &no_core) })?;
-    // Marked, not closed: std tells its parent of a failed exec through an fd of its own.
-    // SAFETY: changes flags of this process's descriptors only.
-    check(unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) })?;
+    let_none_through()?;
     for fd in keep {
         // SAFETY: plain numbers; the fds are open in the parent during the fork, since it borrows them.
         check(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
@@ -72,17 +49,8 @@ fn before_exec(keep: &[RawFd], parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// A call's result, or the error that it left in errno.
-pub(super) fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
     use std::os::fd::AsFd;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Stdio;
@@ -111,24 +79,6 @@ mod tests {
                 .join()
                 .unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-    }
-
-    #[test]
-    fn descriptors_get_the_numbers_that_a_program_knows_them_by() {
-        let (mut first, one) = std::io::pipe().unwrap();
-        let (mut second, two) = std::io::pipe().unwrap();
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo first >&3; echo second >&4; ls /proc/self/fd | wc -l"]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        numbered(&mut command, vec![one.into(), two.into()]);
-        let output = command.output().unwrap();
-        drop(command);
-        let mut told = String::new();
-        first.read_to_string(&mut told).unwrap();
-        second.read_to_string(&mut told).unwrap();
-        assert_eq!(told, "first\nsecond\n");
-        // stdio, the two, and the directory that ls reads.
-        assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "6");
     }
 
     #[test]

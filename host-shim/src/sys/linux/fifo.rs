@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::child::check;
+use crate::sys::numbered::check;
 
 /// How many bytes lie in it, unread.
 pub fn unread(fifo: &impl AsFd) -> io::Result<usize> {

@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use super::child::check;
+use crate::sys::numbered::check;
 
 /// Where the process finds its directory. Every Linux system has it, and no program that serves files needs it.
 pub const DIRECTORY: &str = "/sys";

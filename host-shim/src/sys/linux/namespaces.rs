@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, geteuid};
 
-use super::child::check;
+use crate::sys::numbered::check;
 
 /// Tries it in a child: as root mount, pid and network namespaces, else the same within a user namespace. There is no
 /// other way to know: sysctls, security modules and seccomp filters all have a say.
